@@ -1,0 +1,29 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: aspirin test test-slow check clean
+
+aspirin: .venv/installed  ## pretrain, stabilise and evaluate aspirin on the data set that ships
+	$(BIN)/python -m experiments.aspirin $(ARGS)
+
+test: .venv/installed  ## check the style and run the tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: .venv/installed  ## the heavier checks
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+check: .venv/installed  ## put the style right
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv build *.egg-info
+
+.venv/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "error: stablejax needs Python 3.11 to 3.13, this is %d.%d: set PYTHON=python3.12, for one" % sys.version_info[:2])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@

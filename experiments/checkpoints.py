@@ -1,0 +1,59 @@
+"""Pytrees on disk: one .npz per checkpoint, leaves by their path, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def save(path: Path, tree: Any) -> None:
+    """Write a pytree of arrays (PRNG keys included)."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        np.savez(file, **{_name(key): _to_numpy(leaf) for key, leaf in jax.tree_util.tree_leaves_with_path(tree)})
+    os.replace(partial, path)
+
+
+def load(path: Path, like: Any) -> Any:
+    """Read a pytree of the structure, shapes and types of `like`.
+
+    Raises:
+      ValueError: the file holds something else.
+    """
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(like)
+    with np.load(path, allow_pickle=False) as file:
+        expected, found = {_name(key) for key, _ in leaves}, set(file.files)
+        if expected != found:
+            raise ValueError(
+                f"{path}: holds another kind of checkpoint (differs in {', '.join(sorted(expected ^ found)[:3])}): "
+                "remove the run's directory or choose another with config.run_dir."
+            )
+        return jax.tree.unflatten(
+            treedef, [_from_numpy(path, _name(key), file[_name(key)], leaf) for key, leaf in leaves]
+        )
+
+
+def _name(key) -> str:
+    return jax.tree_util.keystr(key, simple=True, separator="/")
+
+
+def _is_key(leaf) -> bool:
+    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _to_numpy(leaf) -> np.ndarray:
+    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+
+
+def _from_numpy(path, name, array, like):
+    expected = jax.eval_shape(jax.random.key_data, like) if _is_key(like) else like
+    if array.shape != np.shape(expected):
+        raise ValueError(
+            f"{path}: `{name}` has shape {array.shape}, expected {np.shape(expected)}: "
+            "the checkpoint is of a run with other settings."
+        )
+    return jax.random.wrap_key_data(array) if _is_key(like) else jax.numpy.asarray(array, like.dtype)

@@ -1,0 +1,44 @@
+"""Aspirin with the paper's settings (Tables 1, 2, 4, 5), for real MD17 data on an accelerator.
+
+python -m experiments.aspirin --config=experiments/configs/aspirin_paper.py --config.data.path=md17_aspirin.npz
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from experiments.configs import common
+
+
+def get_config() -> ConfigDict:
+    """The paper's settings; `experiments/configs/aspirin.py` scales them down."""
+    config = common.get_config()
+    config.name = "aspirin_paper"
+    config.data.energy_unit = "kcal/mol"
+
+    model = config.model = ConfigDict()
+    model.num_features = 64
+    model.num_filters = 64
+    model.num_blocks = 6
+    model.num_gaussians = 25
+    model.cutoff_A = 5.0
+
+    config.pretrain.schedule = "plateau"
+
+    config.md.temperature_K = 500.0
+    config.md.timestep_fs = 0.5
+    config.md.thermostat = "nose_hoover"
+    config.md.damping_time_fs = 16.7  # the period of the paper's effective mass, 2000 cm⁻¹
+    config.md.replica_batch = 0
+
+    stability = config.stability = ConfigDict()
+    stability.train_threshold_A = 0.25  # largest bond length deviation in training
+    stability.evaluate_threshold_A = 0.5  # the same at evaluation
+    stability.learn_threshold_A = 0.5  # frames of the learning phase are used up to here, then the replica is frozen
+
+    observable = config.observable = ConfigDict()
+    observable.stop_A = 10.0  # h(r) reaches from 0 to here
+    observable.width_A = 0.02  # of the bins
+    observable.smearing_A = 0.01  # width of the Gaussians
+    observable.weight = 100.0  # w of L_obs = w ∫ (h − h_ref)² dr
+    return config

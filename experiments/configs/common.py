@@ -1,0 +1,72 @@
+"""Defaults shared by all experiments: every field once, with its unit and meaning."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config() -> ConfigDict:
+    """Fields that have no sensible common value are placeholders and are set per system."""
+    config = ConfigDict()
+    config.name = config_dict.required_placeholder(str)  # names the run's directory and its record
+    config.seed = 0  # everything random follows from it
+    config.run_dir = ""  # where results go; empty: runs/NAME_seedSEED. A run that was interrupted there is resumed
+    config.host_devices = 0  # CPU devices for replicas; 0: one per core
+    config.cache_dir = "~/.cache/stablejax"  # persistent compilation cache
+
+    data = config.data = ConfigDict()
+    data.path = config_dict.required_placeholder(str)  # .npz (MD17 style) or .xyz
+    data.energy_unit = config_dict.required_placeholder(str)  # eV, kcal/mol or hartree
+    data.length_unit = "angstrom"  # angstrom or bohr; forces are in energy_unit/length_unit
+    data.num_train = 1000  # frames of the static training set
+    data.num_validation = 200  # frames that choose the best parameters of pretraining
+    data.num_test = 500  # held-out frames: errors, and starts of the evaluation
+
+    pretrain = config.pretrain = ConfigDict()
+    pretrain.num_steps = 100_000  # optimiser steps at the most
+    pretrain.batch_size = 100  # frames per step
+    pretrain.learning_rate = 1e-3  # Adam
+    pretrain.schedule = "cosine"  # cosine: to 0 over num_steps; plateau: by plateau_factor when validation stalls
+    pretrain.plateau_factor = 0.8
+    pretrain.plateau_patience = 5  # validations without improvement
+    pretrain.min_rate_scale = 1e-3  # plateau: ends when the rate has fallen by this factor
+    pretrain.energy_weight = 0.05  # λ_U of Equation 3, per eV²
+    pretrain.force_weight = 0.95  # λ_F of Equation 3, per (eV/Å)²
+    pretrain.average_decay = 0.99  # of the moving average of parameters that is kept
+    pretrain.clip_norm = 10.0  # of the gradient
+    pretrain.steps_per_validation = 100
+
+    md = config.md = ConfigDict()
+    md.temperature_K = config_dict.required_placeholder(float)
+    md.timestep_fs = 0.5
+    md.thermostat = "langevin"  # langevin or nose_hoover
+    md.damping_time_fs = 1000.0  # langevin: 1/friction; nose_hoover: period of the thermostat
+    md.table_intervals = 1024  # pieces of the tables that replace radial networks in MD; 0: exact networks
+    md.replica_batch = 1  # replicas side by side on a device; 1 suits a CPU, 0 (all) a GPU
+
+    stable = config.stable = ConfigDict()
+    stable.num_replicas = 128  # R
+    stable.steps_per_epoch = 2000  # t
+    stable.steps_per_frame = 100  # S
+    stable.max_unstable = 0.75  # f_max: ends the simulation phase
+    stable.min_unstable = 0.0  # f_min: ends the learning phase
+    stable.num_cycles = 4
+    stable.max_epochs = 200  # of one learning phase
+    stable.optimizer = "sgd"  # sgd or adam
+    stable.learning_rate = 1e-3  # α
+    stable.clip_norm = 1.0  # of the whole gradient; 0: not clipped
+    stable.qm_weight = 10.0  # λ of Equation 7
+    stable.qm_batch_size = 100  # frames of the static set per epoch; the whole set if that is smaller
+    stable.plateau_factor = 0.2  # the rate falls by this when the observable loss stalls
+    stable.plateau_patience = 10  # epochs without improvement
+    stable.min_rate_scale = 0.04  # ends the learning phase: the rate has fallen by 25
+    stable.estimator_chunk = 32  # samples whose energies are differentiated together
+    stable.max_simulation_ps = 1000.0  # per replica and simulation phase: gives up looking for instability
+
+    evaluate = config.evaluate = ConfigDict()
+    evaluate.num_replicas = 256
+    evaluate.horizon_ps = 300.0  # a replica that is stable until then is censored
+    evaluate.frame_spacing_fs = 10.0  # of the frames that observables are taken from
+    evaluate.chunk_ps = 1.0  # between looks of the host; also the window of the velocity autocorrelation function
+    evaluate.vacf_window_fs = 500.0  # largest lag of the velocity autocorrelation function
+    return config

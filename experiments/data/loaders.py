@@ -1,0 +1,257 @@
+"""Reading data sets of the field, and refusing what would go wrong later."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from stablejax import units
+
+ENERGY_UNITS = {"eV": 1.0, "kcal/mol": units.KCAL_PER_MOL, "hartree": units.HARTREE}
+LENGTH_UNITS = {"angstrom": 1.0, "bohr": units.BOHR}
+FORCE_RMS_RANGE = (0.1, 10.0)
+"""Root mean square force component of thermal molecules, eV/Å: 1.2 for organic molecules at 500 K."""
+_NPZ_NAMES = {
+    "species": ("z", "nuclear_charges", "atomic_numbers"),
+    "position": ("R", "coords", "positions"),
+    "energy": ("E", "energies", "energy"),
+    "force": ("F", "forces"),
+}
+
+
+class Dataset(NamedTuple):
+    """Labelled frames of one system, in eV, Å and amu."""
+
+    species: np.ndarray  # [atom] atomic numbers
+    position: np.ndarray  # [frame, atom, 3] float32, Å
+    energy: np.ndarray  # [frame] float64, eV
+    force: np.ndarray  # [frame, atom, 3] float32, eV/Å
+    velocity: np.ndarray | None  # [frame, atom, 3] float32, internal units; None: not in the file
+    trajectory: np.ndarray | None  # [frame] number of the trajectory; frames of one are consecutive
+    frame_spacing_fs: float | None
+
+
+class Split(NamedTuple):
+    """Indices of disjoint frames."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+
+
+def load(path: str | Path, *, energy_unit: str, length_unit: str) -> Dataset:
+    """Read an MD17, rMD17 or MD22 style `.npz`, or an extended XYZ file.
+
+    An `.npz` holds atomic numbers, positions, energies and forces under the names of those data sets, and may hold
+    velocities `V` (Å/fs), the number of the `trajectory` of each frame and `frame_spacing_fs`. Forces are in the energy
+    unit per length unit.
+
+    Raises:
+      ValueError: what the file holds cannot be used as it is declared; the message says why and what to do.
+    """
+    path = Path(path)
+    for name, value, known in (
+        ("energy_unit", energy_unit, ENERGY_UNITS),
+        ("length_unit", length_unit, LENGTH_UNITS),
+    ):
+        if value not in known:
+            raise ValueError(
+                f"{path}: `{name}` has to be one of {', '.join(known)}, got {value!r}: "
+                f"units are declared, never guessed; set config.data.{name}."
+            )
+    if not path.exists():
+        raise ValueError(f"{path}: no such file: set config.data.path to an .npz or .xyz file.")
+    read = {".npz": _read_npz, ".xyz": _read_extxyz, ".extxyz": _read_extxyz}.get(path.suffix)
+    if read is None:
+        raise ValueError(f"{path}: expected a file named .npz, .xyz or .extxyz, got {path.suffix!r}.")
+    raw = read(path)
+    _check_shapes(path, raw)
+    energy_factor, length_factor = ENERGY_UNITS[energy_unit], LENGTH_UNITS[length_unit]
+    dataset = raw._replace(
+        position=(raw.position * length_factor).astype(np.float32),
+        energy=raw.energy.astype(np.float64) * energy_factor,
+        force=(raw.force * (energy_factor / length_factor)).astype(np.float32),
+        velocity=None if raw.velocity is None else (raw.velocity / units.FEMTOSECOND).astype(np.float32),
+    )
+    _check_force_size(path, dataset, energy_unit, length_unit)
+    return dataset
+
+
+def split(dataset: Dataset, *, num_train: int, num_validation: int, num_test: int, seed: int) -> Split:
+    """Disjoint random frames for training, validation and test.
+
+    Where the data set says which trajectory a frame is from, a quarter of the trajectories (at least one) is held out
+    and test frames come from there only, so that they are not neighbours in time of what was learnt from.
+
+    Raises:
+      ValueError: too few frames, or the same frame in training and test.
+    """
+    rng = np.random.default_rng(seed)
+    frames = np.arange(len(dataset.position))
+    runs = np.array([]) if dataset.trajectory is None else np.unique(dataset.trajectory)
+    if len(runs) > 1:
+        held_out = runs[-max(1, len(runs) // 4) :]
+        is_held_out = np.isin(dataset.trajectory, held_out)
+        learnable, testable = rng.permutation(frames[~is_held_out]), rng.permutation(frames[is_held_out])
+    else:
+        permuted = rng.permutation(frames)
+        learnable, testable = permuted[: len(frames) - num_test], permuted[len(frames) - num_test :]
+    wanted = num_train + num_validation
+    if min(num_train, num_validation, num_test) < 1 or wanted > len(learnable) or num_test > len(testable):
+        raise ValueError(
+            f"asked for {num_train} training, {num_validation} validation and {num_test} test frames, but there are "
+            f"{len(learnable)} to learn from and {len(testable)} to test on: change config.data.num_train, "
+            "num_validation or num_test."
+        )
+    chosen = Split(learnable[:num_train], learnable[num_train:wanted], testable[:num_test])
+    seen = {_digest(dataset.position[index]): index for index in np.concatenate([chosen.train, chosen.validation])}
+    for index in chosen.test:
+        if (twin := seen.get(_digest(dataset.position[index]))) is not None:
+            raise ValueError(
+                f"frame {twin} of the training set is the same as frame {index} of the test set: "
+                "errors on it would mean nothing; remove duplicate frames from the data set."
+            )
+    return chosen
+
+
+def check_bonds_kept(length: np.ndarray, first: np.ndarray, second: np.ndarray, *, threshold: float) -> None:
+    """Raise if the reference itself violates the stability criterion.
+
+    Args:
+      length: [frame, bond] bond lengths, Å.
+      first: atoms of the bonds.
+      second: the other atoms.
+      threshold: largest allowed deviation from the mean, Å.
+    """
+    deviation = np.abs(length - np.median(length, axis=0))
+    frame, bond = np.unravel_index(np.argmax(deviation), deviation.shape)
+    if deviation[frame, bond] > threshold:
+        raise ValueError(
+            f"frame {frame}: the bond {first[bond]}-{second[bond]} is {length[frame, bond]:.2f} Å long, its median is "
+            f"{np.median(length[:, bond]):.2f} Å: the atoms change their order between frames or the bond breaks in "
+            "the reference; give every frame the same order of atoms, or remove the frame."
+        )
+
+
+def _read_npz(path: Path) -> Dataset:
+    with np.load(path, allow_pickle=False) as file:
+        try:
+            arrays = {name: file[name] for name in file.files}
+        except ValueError as error:
+            raise ValueError(
+                f"{path}: holds pickled Python objects, which are not read because they can run code: "
+                "save it again with plain numeric arrays."
+            ) from error
+    found = {}
+    for field, names in _NPZ_NAMES.items():
+        present = [name for name in names if name in arrays]
+        if not present:
+            raise ValueError(
+                f"{path}: expected {field} under one of the names {', '.join(names)}, got arrays "
+                f"{', '.join(sorted(arrays))}: rename the array."
+            )
+        found[field] = arrays[present[0]]
+    species = found["species"]
+    if species.ndim == 2:
+        changed = np.flatnonzero((species != species[0]).any(axis=1))
+        if len(changed):
+            raise ValueError(
+                f"{path}: frame {changed[0]} has its atoms in another order than frame 0: "
+                "give every frame the same order of atoms."
+            )
+        species = species[0]
+    spacing = arrays.get("frame_spacing_fs")
+    return Dataset(
+        species=species.astype(np.int32),
+        position=found["position"],
+        energy=found["energy"].reshape(-1),
+        force=found["force"],
+        velocity=arrays.get("V"),
+        trajectory=arrays.get("trajectory"),
+        frame_spacing_fs=None if spacing is None else float(spacing),
+    )
+
+
+def _read_extxyz(path: Path) -> Dataset:
+    from ase.calculators.calculator import PropertyNotImplementedError
+    from ase.io import read
+
+    frames = read(path, index=":", format="extxyz")
+    species = frames[0].numbers
+    for index, atoms in enumerate(frames):
+        if not np.array_equal(atoms.numbers, species):
+            raise ValueError(
+                f"{path}: frame {index} has its atoms in another order than frame 0: "
+                "give every frame the same order of atoms."
+            )
+        try:
+            atoms.get_potential_energy(), atoms.get_forces()
+        except (PropertyNotImplementedError, RuntimeError) as error:
+            raise ValueError(
+                f"{path}: frame {index} has no energy or no forces: expected `energy=` in the comment line and a "
+                "column `forces:R:3`."
+            ) from error
+    return Dataset(
+        species=species.astype(np.int32),
+        position=np.array([atoms.positions for atoms in frames]),
+        energy=np.array([atoms.get_potential_energy() for atoms in frames]),
+        force=np.array([atoms.get_forces() for atoms in frames]),
+        velocity=None,
+        trajectory=None,
+        frame_spacing_fs=None,
+    )
+
+
+def _check_shapes(path: Path, raw: Dataset) -> None:
+    num_frames, num_atoms = len(raw.energy), len(raw.species)
+    expected = {
+        "position": (num_frames, num_atoms, 3),
+        "force": (num_frames, num_atoms, 3),
+        "velocity": (num_frames, num_atoms, 3),
+        "trajectory": (num_frames,),
+    }
+    for field, shape in expected.items():
+        array = getattr(raw, field)
+        if array is not None and array.shape != shape:
+            raise ValueError(
+                f"{path}: {field} has shape {array.shape}, expected {shape} for {num_frames} energies and {num_atoms} "
+                "atoms: check that the arrays are of the same frames, [frame, atom, 3]."
+            )
+    for field in ("position", "energy", "force", "velocity"):
+        array = getattr(raw, field)
+        if array is None:
+            continue
+        if not np.issubdtype(array.dtype, np.floating):
+            raise ValueError(f"{path}: {field} holds {array.dtype}, expected floating-point numbers.")
+        is_bad = ~np.isfinite(array.reshape(num_frames, -1)).all(axis=1)
+        if is_bad.any():
+            raise ValueError(
+                f"{path}: {field} of frame {np.flatnonzero(is_bad)[0]} is not finite ({is_bad.sum()} such frames): "
+                "remove them."
+            )
+
+
+def _check_force_size(path: Path, dataset: Dataset, energy_unit: str, length_unit: str) -> None:
+    rms = float(np.sqrt(np.mean(dataset.force.astype(np.float64) ** 2)))
+    low, high = FORCE_RMS_RANGE
+    if low <= rms <= high:
+        return
+    declared = ENERGY_UNITS[energy_unit] / LENGTH_UNITS[length_unit]
+    fitting = [
+        f"{energy} and {length}"
+        for energy, energy_factor in ENERGY_UNITS.items()
+        for length, length_factor in LENGTH_UNITS.items()
+        if low <= rms / declared * energy_factor / length_factor <= high
+    ]
+    advice = f"they would fit {' or '.join(fitting)}" if fitting else "no known unit fits"
+    raise ValueError(
+        f"{path}: in {energy_unit} and {length_unit} the root mean square force is {rms:.3g} eV/Å, expected {low:g} to "
+        f"{high:g} for thermal molecules; {advice}: check config.data.energy_unit and length_unit."
+    )
+
+
+def _digest(array: np.ndarray) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()

@@ -1,0 +1,125 @@
+"""Pretrain, evaluate, stabilise, evaluate again, report: shared by all experiments, resumed where it was left."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments import checkpoints, report, runtime, stages
+from experiments.progress import Progress
+from experiments.stages import Evaluation
+from experiments.systems import System
+
+
+def run(config: ConfigDict, build: Callable[[ConfigDict], System]) -> dict:
+    """All stages; returns the record that is also written to the run's directory."""
+    run_dir = Path(config.run_dir or f"runs/{config.name}_seed{config.seed}")
+    _claim(run_dir, config)
+    system = build(config)
+    progress = Progress(run_dir / "metrics.jsonl")
+    split = system.split
+    progress.say(
+        f"{config.name}: {len(system.dataset.species)} atoms; {len(split.train)} training, {len(split.validation)} "
+        f"validation and {len(split.test)} test frames; results go to {run_dir}"
+    )
+
+    progress.stage("pretraining")
+    params = _cached(
+        run_dir / "pretrained.npz",
+        lambda: stages.run_pretraining(config, system, progress),
+        like=system.potential.init(stages.key_for(config, "model")),
+    )
+    before = _evaluate(run_dir, "before", config, system, params, progress)
+
+    progress.stage("StABlE training")
+    refined, tracker = _stabilise(run_dir, config, system, params, progress)
+    after = _evaluate(run_dir, "after", config, system, refined, progress)
+    progress.close()
+
+    reference_vacf = stages.reference_vacf(config, system)
+    wall_s = _total_wall(run_dir, progress.stage_wall_s)
+    record = report.make_record(config, system, before, after, reference_vacf, wall_s)
+    (run_dir / "record.json").write_text(json.dumps(record, indent=1) + "\n")
+    page = report.write_page(run_dir, config, system, record, before, after, tracker, reference_vacf)
+    for line in report.summary(record):
+        progress.say(line)
+    progress.say(f"report: {page}")
+    return record
+
+
+def _claim(run_dir: Path, config: ConfigDict) -> None:
+    """Make the directory, or make sure that what lies there is of the same config."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    path = run_dir / "config.json"
+    mine = json.loads(config.to_json_best_effort())
+    for name in ("run_dir", "host_devices", "cache_dir"):
+        mine.pop(name)
+    if path.exists():
+        theirs = json.loads(path.read_text())["config"]
+        if theirs != mine:
+            changed = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
+            raise ValueError(
+                f"{run_dir} holds a run with another config (it differs in {', '.join(changed)}): "
+                "choose another directory with --config.run_dir, or remove this one."
+            )
+        return
+    about = {"config": mine, "commit": runtime.commit(), "versions": runtime.versions(), "command": runtime.command()}
+    path.write_text(json.dumps(about, indent=1) + "\n")
+
+
+def _cached(path: Path, make: Callable, like):
+    if path.exists():
+        return checkpoints.load(path, like)
+    made = make()
+    checkpoints.save(path, made)
+    return made
+
+
+def _evaluate(run_dir, phase: str, config, system, params, progress: Progress) -> Evaluation:
+    progress.stage(f"evaluation {phase}")
+    path = run_dir / f"evaluation_{phase}.npz"
+    if path.exists():
+        with np.load(path) as file:
+            arrays = dict(file)
+        structure = {name.partition("/")[2]: arrays.pop(name) for name in list(arrays) if name.startswith("structure/")}
+        return Evaluation(structure=structure, **arrays)
+    made = stages.run_evaluation(config, system, params, progress)
+    checkpoints.save(path, made)
+    return made
+
+
+def _stabilise(run_dir: Path, config, system, params, progress: Progress):
+    """StABlE training; its state and course are saved after every step."""
+    state_path, tracker_path = run_dir / "stable_state.npz", run_dir / "stable_course.json"
+    state = stages.init_stable(config, system, params)
+    tracker: list[dict] = []
+    if state_path.exists() and tracker_path.exists():
+        tracker = json.loads(tracker_path.read_text())
+        state = checkpoints.load(state_path, state)
+        # The course is written before the state: an entry more means that the last step has to be done again.
+        tracker = tracker[: int(state.num_calls)]
+
+    def save(state, tracker):
+        tracker_path.write_text(json.dumps(tracker))
+        checkpoints.save(state_path, state)
+
+    state = stages.run_stable(config, system, state, tracker, save, progress)
+    checkpoints.save(run_dir / "refined.npz", state.params)
+    return jax.tree.map(jnp.asarray, state.params), tracker
+
+
+def _total_wall(run_dir: Path, stage_wall_s: dict[str, float]) -> dict[str, float]:
+    """Time spent in each stage, over all the sessions of a run that was interrupted."""
+    path = run_dir / "stage_wall_s.json"
+    total = json.loads(path.read_text()) if path.exists() else {}
+    for stage, seconds in stage_wall_s.items():
+        total[stage] = total.get(stage, 0.0) + seconds
+    path.write_text(json.dumps(total))
+    return total

@@ -1,0 +1,102 @@
+"""What an experiment sets up before JAX starts: devices, compilation cache, and the process's own record of itself."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+PACKAGES = ("jax", "jaxlib", "jax-md", "flax", "optax", "numpy", "scipy")
+
+
+def main(config: ConfigDict, build: Callable) -> None:
+    """Run an experiment from the command line: what is wrong with the input is one sentence, not a traceback.
+
+    Args:
+      config: of the experiment.
+      build: `config -> systems.System`.
+    """
+    configure(host_devices=config.host_devices, cache_dir=config.cache_dir)
+    # Not before: jax-md starts the backend when it is imported, and the number of devices is fixed then.
+    from experiments import pipeline
+
+    try:
+        pipeline.run(config, build)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+def configure(*, host_devices: int, cache_dir: str) -> None:
+    """One XLA device per core of the host (0: as many as it has), and a persistent compilation cache.
+
+    Replicas are shared between devices, so this is how the cores of a CPU are used; it changes nothing on a GPU or TPU.
+    It has to be called before JAX computes anything.
+    """
+    # jax-md asks for float64 in places and is given float32, as it should be without x64.
+    warnings.filterwarnings("ignore", message="Explicitly requested dtype", category=UserWarning)
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
+    os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false " + os.environ.get("XLA_FLAGS", "")
+    jax.config.update("jax_num_cpu_devices", host_devices or available_cores())
+    jax.config.update("jax_compilation_cache_dir", str(Path(cache_dir).expanduser()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the result."""
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
+
+
+def machine() -> dict[str, object]:
+    """Cores, processor and accelerator, without names of hosts or people."""
+    device = jax.devices()[0]
+    return {
+        "cores": available_cores(),
+        "cpu": _cpu_name(),
+        "accelerator": None if device.platform == "cpu" else device.device_kind,
+        "devices": len(jax.devices()),
+    }
+
+
+def commit() -> str:
+    """The commit of the working tree, marked where it has uncommitted changes; "unknown" outside of git."""
+    here = Path(__file__).resolve().parent
+    try:
+        run = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=12", "--dirty", "--match="],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return run.stdout.strip()
+
+
+def command() -> str:
+    """The command that runs this experiment, without paths of this machine."""
+    module = Path(sys.argv[0]).stem
+    return " ".join([f"python -m experiments.{module}", *sys.argv[1:]])
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

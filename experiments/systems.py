@@ -1,0 +1,114 @@
+"""What an experiment is about: a data set, a potential, criteria and observables, put together from a config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ase.data import atomic_masses, covalent_radii
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from experiments.data import loaders
+from stablejax import potential, stability, units
+from stablejax.dynamics import Integrator, langevin, nose_hoover
+from stablejax.observables import structure
+from stablejax.potential import MDForm, Potential
+from stablejax.types import Criterion
+
+CHUNK = 200
+"""Reference frames whose observables are computed together."""
+
+
+class System(NamedTuple):
+    """All that the pipeline needs to know of a system."""
+
+    dataset: loaders.Dataset
+    split: loaders.Split
+    potential: Potential
+    md_form: MDForm
+    integrator: Integrator
+    num_removed: int  # degrees of freedom that the integrator holds at rest
+    train_criterion: Criterion
+    evaluate_criterion: Criterion
+    freeze_above: float  # beyond the training criterion, in the learning phase
+    criterion_name: str
+    observable_fn: Callable  # of a position, what is trained on
+    reference: Any  # its mean over the reference
+    observable_weight: Any
+    structure_fn: Callable  # of a position, dict of what is reported
+    structure_reference: dict[str, np.ndarray]
+    distance_centre: np.ndarray  # of the bins of h(r), Å
+
+
+def molecule(config: ConfigDict, model: nn.Module) -> System:
+    """A molecule in open boundaries, judged by its bond lengths and trained on its h(r)."""
+    data = config.data
+    dataset = loaders.load(data.path, energy_unit=data.energy_unit, length_unit=data.length_unit)
+    split = loaders.split(
+        dataset, num_train=data.num_train, num_validation=data.num_validation, num_test=data.num_test, seed=config.seed
+    )
+    # Thousands of eV would not fit into float32: the offset is taken off before.
+    dataset = dataset._replace(energy=dataset.energy - dataset.energy[split.train].mean())
+
+    bonds, length = stability.find_bonds(dataset.position, covalent_radii[dataset.species])
+    bond_length = np.linalg.norm(dataset.position[:, bonds.first] - dataset.position[:, bonds.second], axis=-1)
+    threshold = config.stability.evaluate_threshold_A
+    loaders.check_bonds_kept(bond_length, bonds.first, bonds.second, threshold=threshold)
+
+    centre = structure.bin_centres(config.observable.stop_A, config.observable.width_A)
+    distances = structure.interatomic_distances(len(dataset.species), centre, smearing=config.observable.smearing_A)
+    angles = structure.bond_angles(structure.angle_triples(bonds))
+    lengths = structure.bond_lengths(bonds)
+
+    def structure_fn(position):
+        return {"h_r": distances(position), "bond_length": lengths(position), "bond_angle": angles(position)}
+
+    structure_reference = _mean_over_frames(structure_fn, dataset.position)
+    bound = potential.bind(model, dataset.species)
+    num_intervals = config.md.table_intervals
+    md_form = (
+        potential.tabulated_form(model, dataset.species, num_intervals=num_intervals)
+        if num_intervals
+        else potential.exact_form(bound)
+    )
+    integrator, num_removed = _integrator(config, md_form, dataset.species)
+    return System(
+        dataset=dataset,
+        split=split,
+        potential=bound,
+        md_form=md_form,
+        integrator=integrator,
+        num_removed=num_removed,
+        train_criterion=stability.bond_length_deviation(bonds, length, threshold=config.stability.train_threshold_A),
+        evaluate_criterion=stability.bond_length_deviation(bonds, length, threshold=threshold),
+        freeze_above=config.stability.learn_threshold_A - config.stability.train_threshold_A,
+        criterion_name=f"a bond is {threshold:g} Å off its mean length",
+        observable_fn=distances,
+        reference=structure_reference["h_r"],
+        observable_weight=config.observable.weight * config.observable.width_A,
+        structure_fn=structure_fn,
+        structure_reference=structure_reference,
+        distance_centre=centre,
+    )
+
+
+def _integrator(config: ConfigDict, md_form: MDForm, species: np.ndarray) -> tuple[Integrator, int]:
+    md = config.md
+    mass = jnp.asarray(atomic_masses[species], jnp.float32)
+    common = dict(kT=units.thermal_energy(md.temperature_K), timestep=md.timestep_fs * units.FEMTOSECOND)
+    damping_time = md.damping_time_fs * units.FEMTOSECOND
+    if md.thermostat == "langevin":
+        return langevin(md_form.energy, mass, friction=1 / damping_time, **common), 0
+    if md.thermostat == "nose_hoover":
+        return nose_hoover(md_form.energy, mass, damping_time=damping_time, **common), 6
+    raise ValueError(f"config.md.thermostat has to be langevin or nose_hoover, got {md.thermostat!r}.")
+
+
+def _mean_over_frames(fn: Callable, position: np.ndarray) -> dict[str, np.ndarray]:
+    mapped = jax.jit(jax.vmap(fn))
+    parts = [mapped(position[start : start + CHUNK]) for start in range(0, len(position), CHUNK)]
+    return {name: np.concatenate([np.asarray(part[name]) for part in parts]).mean(axis=0) for name in parts[0]}

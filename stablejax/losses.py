@@ -1,0 +1,70 @@
+"""Losses: energies and forces of labelled frames, and ensemble averages against reference observables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from stablejax.potential import energy_and_forces
+from stablejax.types import Array, EnergyFn, Float, Params
+
+
+class Labelled(NamedTuple):
+    """Frames with reference energies and forces."""
+
+    position: Float[Array, "frame atom 3"]  # Å
+    energy: Float[Array, " frame"]  # eV, offset removed
+    force: Float[Array, "frame atom 3"]  # eV/Å
+
+
+class LabelErrors(NamedTuple):
+    """Mean absolute errors over the frames."""
+
+    energy_mae: Float[Array, ""]  # eV
+    force_mae: Float[Array, ""]  # eV/Å, per component
+
+
+def energy_and_force_loss(
+    energy_fn: EnergyFn, *, energy_weight: float, force_weight: float
+) -> Callable[[Params, Labelled], tuple[Float[Array, ""], LabelErrors]]:
+    """L_QM = λ_U mean (U_ref − U_θ)² + λ_F mean |F_ref − F_θ|² (Equation 3).
+
+    The first mean is over frames, in eV²; the second over frames, atoms and components, in (eV/Å)². Differentiable.
+
+    Args:
+      energy_fn: `(params, position) -> eV`.
+      energy_weight: λ_U.
+      force_weight: λ_F.
+
+    Returns:
+      `(params, frames) -> (loss, errors)`.
+    """
+    model = jax.vmap(energy_and_forces(energy_fn), in_axes=(None, 0))
+
+    def loss(params: Params, frames: Labelled):
+        energy, force = model(params, frames.position)
+        energy_error, force_error = energy - frames.energy, force - frames.force
+        value = energy_weight * jnp.mean(energy_error**2) + force_weight * jnp.mean(force_error**2)
+        return value, LabelErrors(jnp.mean(jnp.abs(energy_error)), jnp.mean(jnp.abs(force_error)))
+
+    return loss
+
+
+def observable_loss(reference: Any, weight: Any) -> Callable[[Any], Float[Array, ""]]:
+    """L_obs = Σ_i w_i ‖E[g_i] − g_ref,i‖² (Equation 4, Algorithm 1 line 27).
+
+    For a density on bins of width Δ, w = Δ makes it the integral of the squared difference, whatever the bins.
+
+    Args:
+      reference: g_ref, a pytree like the observable's.
+      weight: w, a pytree of scalars with the structure of `reference`.
+    """
+
+    def loss(mean):
+        terms = jax.tree.map(lambda g, ref, w: w * jnp.sum((g - ref) ** 2), mean, reference, weight)
+        return sum(jax.tree.leaves(terms))
+
+    return loss

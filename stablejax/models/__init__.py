@@ -1,0 +1,1 @@
+"""Energy models: Flax modules that give one energy per atom."""

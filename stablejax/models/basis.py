@@ -1,0 +1,40 @@
+"""Radial bases, envelopes and activations that models share."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stablejax.types import Array, Float
+
+LOG_2 = 0.6931471824645996
+"""log 2 rounded to float32, as trained SchNet weights assume it in every precision."""
+
+
+def shifted_softplus(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """log(1 + e^x) − log 2: SchNet's activation (Schütt et al. 2018), 0 at 0."""
+    return jax.nn.softplus(x) - LOG_2
+
+
+def equal_centres(num: int, *, cutoff: float) -> tuple[float, ...]:
+    """`num` equal steps from 0 to `cutoff`, Å, rounded to float32."""
+    return tuple(np.linspace(0.0, cutoff, num, dtype=np.float32).tolist())
+
+
+def gaussian_basis(distance: Float[Array, "*shape"], centre: tuple[float, ...]) -> Float[Array, "*shape basis"]:
+    """exp(−(r − μ_k)² / 2Δ²) with Δ the first step between the centres.
+
+    Args:
+      distance: r, Å.
+      centre: μ_k, Å.
+    """
+    coefficient = -0.5 / (centre[1] - centre[0]) ** 2
+    delta = distance[..., None] - jnp.asarray(centre, distance.dtype)
+    return jnp.exp(coefficient * delta * delta)
+
+
+def cosine_envelope(distance: Float[Array, "*shape"], *, cutoff: float) -> Float[Array, "*shape"]:
+    """½(cos(π r / cutoff) + 1) inside the cutoff and 0 outside: value and slope vanish at the cutoff."""
+    inside = 0.5 * (jnp.cos(jnp.pi * distance / cutoff) + 1.0)
+    return jnp.where(distance < cutoff, inside, 0.0)

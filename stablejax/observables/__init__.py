@@ -1,0 +1,1 @@
+"""Observables: functions of one frame, and of a window of velocities."""

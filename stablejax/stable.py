@@ -1,0 +1,293 @@
+"""StABlE training (Algorithm 1): simulation and learning in turn, the whole state one pytree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from stablejax import dynamics
+from stablejax.dynamics import Integrator, Replica
+from stablejax.losses import LabelErrors, Labelled
+from stablejax.types import Array, Bool, Criterion, Float, Int, Key, Params, Position
+
+SIMULATE, LEARN = 0, 1
+"""Phases."""
+
+
+class StableState(NamedTuple):
+    """State of StABlE training. Replicas are on axis 0."""
+
+    params: Params
+    optimizer_state: Any
+    plateau_state: Any
+    num_calls: Int[Array, ""]  # of `simulate` and `learn` together
+    phase: Int[Array, ""]  # SIMULATE or LEARN
+    cycle: Int[Array, ""]  # completed cycles
+    epoch: Int[Array, ""]  # epochs of the present learning phase
+    replicas: Replica  # as they stand
+    checkpoint: Replica  # at the start of their latest t steps of simulation
+    earlier_checkpoint: Replica  # t steps before that
+    rewound: Replica  # where every epoch of the present learning phase starts
+
+
+class SimulateInfo(NamedTuple):
+    """What a call of `simulate` saw."""
+
+    fraction_unstable: Float[Array, ""]
+    num_steps: Int[Array, ""]  # replica-steps taken
+    num_quarantined: Int[Array, ""]  # replicas stopped before a state that was not finite
+    starts_learning: Bool[Array, ""]
+
+
+class LearnInfo(NamedTuple):
+    """What a call of `learn` saw, before its update."""
+
+    fraction_unstable: Float[Array, ""]
+    num_steps: Int[Array, ""]
+    num_quarantined: Int[Array, ""]
+    num_samples: Int[Array, ""]  # frames that count
+    observable_loss: Float[Array, ""]
+    qm_loss: Float[Array, ""]
+    qm_errors: LabelErrors
+    observable_gradient_norm: Float[Array, ""]
+    qm_gradient_norm: Float[Array, ""]
+    rate_scale: Float[Array, ""]  # factor on the learning rate
+    was_updated: Bool[Array, ""]  # False: the gradient was not finite, parameters kept
+    ends_cycle: Bool[Array, ""]
+
+
+class StableTraining(NamedTuple):
+    """`init`, `simulate` and `learn`. The phase in the state says which comes next."""
+
+    init: Callable[[Key, Params, Position], StableState]
+    simulate: Callable[[StableState], tuple[StableState, SimulateInfo]]
+    learn: Callable[[StableState, Labelled], tuple[StableState, LearnInfo]]
+
+
+def weighted_sum(qm_weight: float) -> Callable[[Params, Params], Params]:
+    """∇L_obs + λ ∇L_QM (Equation 7) with λ = `qm_weight`."""
+    return lambda observable, qm: jax.tree.map(lambda o, q: o + qm_weight * q, observable, qm)
+
+
+def clipped_sum(qm_weight: float, *, max_norm: float) -> Callable[[Params, Params], Params]:
+    """∇L_obs, clipped to a global norm of `max_norm`, + λ ∇L_QM.
+
+    The observable's gradient has a heavy tail, from samples far outside the data; clipping the sum instead would let
+    them silence the regularisation.
+    """
+    clip = optax.clip_by_global_norm(max_norm)
+
+    def combine(observable, qm):
+        clipped, _ = clip.update(observable, clip.init(observable))
+        return weighted_sum(qm_weight)(clipped, qm)
+
+    return combine
+
+
+def stable_training(
+    *,
+    prepare: Callable[[Params], Any],
+    integrator: Integrator,
+    criterion: Criterion,
+    observable_grad: Callable[..., tuple[Float[Array, ""], Params]],
+    qm_loss: Callable[[Params, Labelled], tuple[Float[Array, ""], LabelErrors]],
+    combine: Callable[[Params, Params], Params],
+    optimizer: optax.GradientTransformation,
+    plateau: optax.GradientTransformationExtraArgs,
+    min_rate_scale: float,
+    max_epochs: int,
+    steps_per_epoch: int,
+    steps_per_frame: int,
+    max_unstable: float,
+    min_unstable: float,
+    freeze_above: float,
+    map_replicas: Callable[[Callable], Callable],
+) -> StableTraining:
+    """Algorithm 1 as pure functions.
+
+    Simulation: active replicas run t steps at a time and freeze at their first violation, until a fraction `max_unstable`
+    has. Then every replica is rewound by t steps, exactly (a frozen one by replaying, from the checkpoint before, up to t
+    steps before its violation), though never to before the start of the present simulation phase.
+
+    Learning: each epoch runs all replicas for t steps from where they were rewound to, takes a frame every
+    `steps_per_frame` steps, and updates the parameters once. It ends when at most `min_unstable` of the replicas became
+    unstable, the rate has fallen to `min_rate_scale`, or after `max_epochs`. The next cycle goes on from the endpoints.
+
+    Args:
+      prepare: parameters -> what `integrator` takes; see `potential.MDForm`.
+      integrator: see `dynamics`.
+      criterion: of training; unstable above 0.
+      observable_grad: `(params, positions, mask) -> (loss, gradient)`; see `boltzmann.boltzmann_grad`.
+      qm_loss: `(params, frames) -> (loss, errors)` on the static data set.
+      combine: the gradients of L_obs and L_QM -> the gradient that is used; `weighted_sum` is Equation 7.
+      optimizer: optax transformation, with the learning rate.
+      plateau: `optax.contrib.reduce_on_plateau`, given L_obs; started afresh in each learning phase.
+      min_rate_scale: a learning phase ends when the plateau's scale is at or under this.
+      max_epochs: most epochs of one learning phase.
+      steps_per_epoch: t.
+      steps_per_frame: S; has to divide t.
+      max_unstable: f_max.
+      min_unstable: f_min.
+      freeze_above: in learning, how far beyond the criterion a replica may go before it is frozen; frames up to there
+        are learnt from. In the criterion's unit.
+      map_replicas: maps `fn(shared, one)` over replicas; see `dynamics.map_replicas`.
+
+    Raises:
+      ValueError: S does not divide t; the fractions are not 0 ≤ f_min < f_max ≤ 1.
+    """
+    if steps_per_epoch % steps_per_frame:
+        raise ValueError(
+            f"`stable_training`: `steps_per_frame` has to divide `steps_per_epoch`, got {steps_per_frame} and "
+            f"{steps_per_epoch}."
+        )
+    if not 0 <= min_unstable < max_unstable <= 1:
+        raise ValueError(
+            f"`stable_training`: needs 0 <= min_unstable < max_unstable <= 1, got {min_unstable} and {max_unstable}."
+        )
+
+    start_replicas = map_replicas(lambda prepared, one: dynamics.init_replica(integrator, one[0], prepared, one[1]))
+    run_replicas = map_replicas(
+        lambda prepared, replica: dynamics.advance(
+            integrator, criterion, prepared, replica, replica.step + steps_per_epoch
+        )
+    )
+    replay_replicas = map_replicas(
+        lambda prepared, one: dynamics.advance(
+            integrator, criterion, prepared, dynamics.restart(one[0]), one[1], freeze_above=jnp.inf
+        )
+    )
+    sample_replicas = map_replicas(
+        lambda prepared, replica: dynamics.sample(
+            integrator,
+            criterion,
+            prepared,
+            dynamics.restart(replica),
+            num_frames=steps_per_epoch // steps_per_frame,
+            steps_per_frame=steps_per_frame,
+            freeze_above=freeze_above,
+        )
+    )
+
+    def init(key: Key, params: Params, position: Position) -> StableState:
+        keys = jax.random.split(key, len(position))
+        replicas = start_replicas(prepare(params), (keys, position))
+        return StableState(
+            params=params,
+            optimizer_state=optimizer.init(params),
+            plateau_state=plateau.init(params),
+            num_calls=jnp.int32(0),
+            phase=jnp.int32(SIMULATE),
+            cycle=jnp.int32(0),
+            epoch=jnp.int32(0),
+            replicas=replicas,
+            checkpoint=replicas,
+            earlier_checkpoint=replicas,
+            rewound=replicas,
+        )
+
+    def simulate(state: StableState) -> tuple[StableState, SimulateInfo]:
+        prepared = prepare(state.params)
+        is_active = ~state.replicas.is_frozen
+        earlier_checkpoint = _select(is_active, state.checkpoint, state.earlier_checkpoint)
+        checkpoint = _select(is_active, state.replicas, state.checkpoint)
+        replicas = run_replicas(prepared, state.replicas)
+        fraction = jnp.mean(replicas.is_unstable)
+        starts_learning = fraction >= max_unstable
+
+        def rewind():
+            target = jnp.maximum(replicas.step - steps_per_epoch, earlier_checkpoint.step)
+            return replay_replicas(prepared, (earlier_checkpoint, target))
+
+        rewound = jax.lax.cond(starts_learning, rewind, lambda: state.rewound)
+        info = SimulateInfo(
+            fraction_unstable=fraction,
+            num_steps=jnp.sum(replicas.step - state.replicas.step),
+            num_quarantined=jnp.sum(~replicas.is_finite),
+            starts_learning=starts_learning,
+        )
+        state = state._replace(
+            num_calls=state.num_calls + 1,
+            phase=jnp.where(starts_learning, LEARN, SIMULATE).astype(jnp.int32),
+            replicas=replicas,
+            checkpoint=checkpoint,
+            earlier_checkpoint=earlier_checkpoint,
+            rewound=rewound,
+        )
+        return state, info
+
+    def learn(state: StableState, frames: Labelled) -> tuple[StableState, LearnInfo]:
+        replicas, trajectory = sample_replicas(prepare(state.params), state.rewound)
+        fraction = jnp.mean(replicas.is_unstable)
+        mask = trajectory.is_valid.reshape(-1)
+        position = trajectory.frame.position
+        observable_loss, observable_gradient = observable_grad(
+            state.params, position.reshape(-1, *position.shape[2:]), mask
+        )
+        (qm_loss_value, qm_errors), qm_gradient = jax.value_and_grad(qm_loss, has_aux=True)(state.params, frames)
+        gradient = combine(observable_gradient, qm_gradient)
+        was_updated = jnp.isfinite(optax.global_norm(gradient))
+        rate_scale = state.plateau_state.scale
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params)
+        updates = jax.tree.map(lambda u: u * rate_scale.astype(u.dtype), updates)
+        params = _where(was_updated, optax.apply_updates(state.params, updates), state.params)
+        optimizer_state = _where(was_updated, optimizer_state, state.optimizer_state)
+        _, plateau_state = plateau.update(updates, state.plateau_state, value=observable_loss)
+        ends_cycle = (
+            (fraction <= min_unstable) | (plateau_state.scale <= min_rate_scale) | (state.epoch + 1 >= max_epochs)
+        )
+        info = LearnInfo(
+            fraction_unstable=fraction,
+            num_steps=jnp.sum(replicas.step - state.rewound.step),
+            num_quarantined=jnp.sum(~replicas.is_finite),
+            num_samples=jnp.sum(mask),
+            observable_loss=observable_loss,
+            qm_loss=qm_loss_value,
+            qm_errors=qm_errors,
+            observable_gradient_norm=optax.global_norm(observable_gradient),
+            qm_gradient_norm=optax.global_norm(qm_gradient),
+            rate_scale=rate_scale,
+            was_updated=was_updated,
+            ends_cycle=ends_cycle,
+        )
+        learning = state._replace(
+            params=params,
+            optimizer_state=optimizer_state,
+            plateau_state=plateau_state,
+            num_calls=state.num_calls + 1,
+            epoch=state.epoch + 1,
+        )
+        return _where(ends_cycle, _next_cycle(learning, replicas), learning), info
+
+    def _next_cycle(state: StableState, endpoints: Replica) -> StableState:
+        # Stable replicas go on from their endpoints; unstable ones are inactive, and would be rewound to where they were.
+        is_unstable = endpoints.is_unstable
+        replicas = endpoints._replace(is_frozen=is_unstable)
+        checkpoint = _select(is_unstable, state.rewound, replicas)
+        return state._replace(
+            phase=jnp.int32(SIMULATE),
+            cycle=state.cycle + 1,
+            epoch=jnp.int32(0),
+            plateau_state=plateau.init(state.params),
+            replicas=replicas,
+            checkpoint=checkpoint,
+            earlier_checkpoint=checkpoint,
+        )
+
+    return StableTraining(init, simulate, learn)
+
+
+def _where(condition, yes, no):
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+
+
+def _select(is_first, first, second):
+    """One pytree or the other for each replica on axis 0."""
+
+    def select(a, b):
+        return jnp.where(is_first.reshape((-1,) + (1,) * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(select, first, second)

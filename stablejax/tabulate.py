@@ -1,0 +1,73 @@
+"""Smooth functions of a distance as tables of cubic pieces: the fast form of radial networks in molecular dynamics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from stablejax.types import Array, Float
+
+
+class RadialTable(NamedTuple):
+    """Cubic Hermite pieces in power form on equal steps from 0 to the cutoff."""
+
+    coefficient: Float[Array, "interval 4 channel"]
+    spacing: Float[Array, ""]  # Å
+
+
+def radial_table(
+    radial_fn: Callable[[Float[Array, " r"]], Float[Array, "r channel"]], *, cutoff: float, num_intervals: int
+) -> RadialTable:
+    """Tabulate a function of distance from its values at equally spaced knots and its slopes there and halfway.
+
+    The slope is the parabola through its three exact values in each interval, so it is continuous, and wrong by at
+    most √3 h³/216 · max|f⁗| with h = cutoff / num_intervals; the value is its integral, continuous to O(h⁵). Taking
+    the slope from differences of float32 values instead would lose it to rounding as h falls.
+
+    Args:
+      radial_fn: maps distances, Å, to channels; differentiable.
+      cutoff: end of the table, Å. Beyond it the table gives its last value.
+      num_intervals: number of pieces.
+
+    Raises:
+      ValueError: fewer than one interval.
+    """
+    if num_intervals < 1:
+        raise ValueError(f"`radial_table`: `num_intervals` must be at least 1, got {num_intervals}.")
+    spacing = cutoff / num_intervals
+    point = jnp.linspace(0.0, cutoff, 2 * num_intervals + 1)
+    value, slope = jax.jvp(radial_fn, (point,), (jnp.ones_like(point),))
+    slope = slope * spacing
+    left, middle, right = slope[:-1:2], slope[1::2], slope[2::2]
+    quadratic = 0.5 * (4 * middle - 3 * left - right)
+    cubic = (2 / 3) * (left - 2 * middle + right)
+    coefficient = jnp.stack([value[:-1:2], left, quadratic, cubic], axis=1)
+    return RadialTable(coefficient, jnp.asarray(spacing, value.dtype))
+
+
+@jax.custom_jvp
+def evaluate(table: RadialTable, distance: Float[Array, " r"]) -> Float[Array, "r channel"]:
+    """The tabulated function at `distance`, Å. Differentiable once with respect to the distance."""
+    return _value_and_slope(table, distance)[0]
+
+
+@evaluate.defjvp
+def _evaluate_jvp(primals, tangents):
+    table, distance = primals
+    value, slope = _value_and_slope(table, distance)
+    return value, slope * tangents[1][:, None]
+
+
+def _value_and_slope(table, distance):
+    scaled = distance / table.spacing
+    last = table.coefficient.shape[0] - 1
+    interval = jnp.clip(scaled.astype(jnp.int32), 0, last)
+    u = jnp.minimum(scaled - interval, 1.0)[:, None]
+    is_inside = (scaled < last + 1)[:, None]
+    constant, linear, quadratic, cubic = jnp.moveaxis(table.coefficient[interval], 1, 0)
+    value = constant + u * (linear + u * (quadratic + u * cubic))
+    slope = (linear + u * (2 * quadratic + u * (3 * cubic))) / table.spacing
+    return value, jnp.where(is_inside, slope, 0.0)

@@ -1,0 +1,63 @@
+"""Array aliases and the shapes of the functions that the library passes around."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+Params = Any
+"""A pytree of floating-point arrays."""
+Key = jax.Array
+Position = Float[Array, "atom 3"]
+Species = Int[Array, " atom"]
+
+
+class Frame(NamedTuple):
+    """What an observable or a criterion sees of one replica at one time."""
+
+    position: Position  # Å
+    velocity: Float[Array, "atom 3"]  # Å per internal unit of time
+
+
+class AtomEnergyFn(Protocol):
+    """Energy of each atom, eV: the primitive of every model."""
+
+    def __call__(self, params: Params, position: Position) -> Float[Array, " atom"]: ...
+
+
+class EnergyFn(Protocol):
+    """Potential energy of one frame, eV."""
+
+    def __call__(self, params: Params, position: Position) -> Float[Array, ""]: ...
+
+
+class ObservableFn(Protocol):
+    """An observable of one frame: a pytree of arrays."""
+
+    def __call__(self, position: Position) -> Any: ...
+
+
+class Criterion(Protocol):
+    """How far one frame is from the allowed region: unstable where it exceeds 0, in the criterion's own unit."""
+
+    def __call__(self, position: Position) -> Float[Array, ""]: ...
+
+
+__all__ = [
+    "Array",
+    "AtomEnergyFn",
+    "Bool",
+    "Criterion",
+    "EnergyFn",
+    "Float",
+    "Frame",
+    "Int",
+    "Key",
+    "ObservableFn",
+    "Params",
+    "Position",
+    "Shaped",
+    "Species",
+]

@@ -1,0 +1,58 @@
+"""Fixtures and small systems that several tests use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stablejax.geometry import Pairs, pair_distances
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder of reference figures and data that are not in the repository."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the reference data in {SHARED.name}/ beside the repository")
+    return SHARED
+
+
+class Spring:
+    """A tetrahedron of unlike atoms held by springs: a molecule whose energy is known and cheap."""
+
+    mass = jnp.array([1.008, 12.011, 15.999, 1.008], jnp.float32)
+    pairs = Pairs(np.array([0, 0, 0, 1, 1, 2]), np.array([1, 2, 3, 2, 3, 3]))
+    length = 1.2  # Å
+    start = jnp.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], jnp.float32) * (1.2 / 8**0.5)
+
+    @staticmethod
+    def energy(stiffness, position):
+        """½ k Σ (r − r₀)², eV."""
+        return 0.5 * stiffness * jnp.sum((pair_distances(position, Spring.pairs) - Spring.length) ** 2)
+
+
+@pytest.fixture
+def spring() -> type[Spring]:
+    """See `Spring`."""
+    return Spring
+
+
+def standard_error(samples: np.ndarray, num_blocks: int = 20) -> float:
+    """Standard error of the mean of correlated samples along axis 0, from means of blocks."""
+    blocks = np.array([block.mean() for block in np.array_split(np.asarray(samples, float), num_blocks)])
+    return float(blocks.std(ddof=1) / np.sqrt(num_blocks))
+
+
+@pytest.fixture
+def x64():
+    """Double precision inside the test only."""
+    with jax.enable_x64(True):
+        yield

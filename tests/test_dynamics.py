@@ -1,0 +1,241 @@
+"""Temperature, first passage, freezing, quarantine, and replicas on several devices."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import standard_error
+from jax_md import simulate
+
+from stablejax import dynamics, units
+from stablejax.dynamics import Integrator
+from stablejax.geometry import all_pairs, pair_distances
+
+KT = units.thermal_energy(500.0)
+STIFFNESS = 20.0  # eV/Å²
+DT = 0.5 * units.FEMTOSECOND
+
+
+def make_integrator(kind, spring):
+    if kind == "langevin":
+        return dynamics.langevin(spring.energy, spring.mass, kT=KT, timestep=DT, friction=1 / (50 * units.FEMTOSECOND))
+    return dynamics.nose_hoover(spring.energy, spring.mass, kT=KT, timestep=DT, damping_time=40 * units.FEMTOSECOND)
+
+
+def never(position):
+    return jnp.where(jnp.all(jnp.isfinite(position)), -1.0, jnp.nan)
+
+
+def simulate_many(integrator, start, *, num_replicas, num_frames, steps_per_frame, stiffness=STIFFNESS, key=0):
+    def one(key):
+        replica = dynamics.init_replica(integrator, key, stiffness, start)
+        return dynamics.sample(
+            integrator, never, stiffness, replica, num_frames=num_frames, steps_per_frame=steps_per_frame
+        )
+
+    return jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(key), num_replicas))
+
+
+class Cluster:
+    """Twelve atoms of three elements with a spring, not too stiff, between any two."""
+
+    mass = jnp.asarray(np.repeat([1.008, 12.011, 15.999], 4), jnp.float32)
+    start = jnp.asarray(1.5 * np.random.default_rng(0).permutation(np.argwhere(np.ones((2, 2, 3)))), jnp.float32)
+    pairs = all_pairs(12)
+    length = pair_distances(start, pairs)
+
+    @staticmethod
+    def energy(stiffness, position):
+        return 0.5 * stiffness * jnp.sum((pair_distances(position, Cluster.pairs) - Cluster.length) ** 2)
+
+
+def cluster_velocities(integrator):
+    _, trajectory = simulate_many(
+        integrator, Cluster.start, num_replicas=64, num_frames=150, steps_per_frame=100, stiffness=4.0
+    )
+    return trajectory.frame.velocity[:, 50:]
+
+
+@pytest.mark.parametrize(("kind", "num_removed"), [("langevin", 0), ("nose_hoover", 6)])
+def test_internal_temperature_is_the_requested_one_for_every_element(kind, num_removed):
+    velocity = cluster_velocities(make_integrator(kind, Cluster))
+    temperature = dynamics.kinetic_temperature(velocity, Cluster.mass, num_removed=num_removed) / KT
+    error = standard_error(temperature.mean(axis=1))  # replicas are independent
+    assert error < 0.005
+    assert abs(float(temperature.mean()) - 1) < 0.01
+    if kind == "langevin":
+        per_atom = Cluster.mass * jnp.mean(velocity**2, axis=(0, 1, 3)) / KT
+        for element in (slice(0, 4), slice(4, 8), slice(8, 12)):
+            assert float(per_atom[element].mean()) == pytest.approx(1, abs=0.02)
+
+
+def test_nose_hoover_of_jax_md_alone_is_hot():
+    """The positive control: counting 3N degrees of freedom makes the 3N − 6 that move hot by 36/30."""
+    ours = make_integrator("nose_hoover", Cluster)
+
+    def init(key, prepared, position):
+        state = ours.init(key, prepared, position)
+        return state.set(chain=state.chain.set(degrees_of_freedom=3 * len(Cluster.mass)))
+
+    velocity = cluster_velocities(Integrator(init, ours.step))
+    temperature = dynamics.kinetic_temperature(velocity, Cluster.mass, num_removed=6) / KT
+    assert float(temperature.mean()) == pytest.approx(1.2, abs=0.01)
+
+
+@pytest.mark.parametrize("kind", ["langevin", "nose_hoover"])
+def test_structure_is_that_of_the_boltzmann_distribution(kind, spring):
+    """Both thermostats agree with each other and with equipartition of the springs (to anharmonic order)."""
+    _, trajectory = simulate_many(
+        make_integrator(kind, spring), spring.start, num_replicas=128, num_frames=160, steps_per_frame=50, key=1
+    )
+    energy = jax.vmap(jax.vmap(partial(spring.energy, STIFFNESS)))(trajectory.frame.position[:, 20:]) / KT
+    error = standard_error(energy.mean(axis=1))
+    assert error < 0.03
+    # 6 vibrations; the anharmonic correction is below 1 % at this stiffness.
+    assert abs(float(energy.mean()) - 3.0) < 3.5 * error + 0.03
+
+
+def test_maxwell_boltzmann_per_element(spring):
+    keys = jax.random.split(jax.random.key(2), 40_000)
+    velocity = jax.vmap(partial(dynamics.maxwell_boltzmann, mass=spring.mass, kT=KT))(keys)
+    np.testing.assert_allclose(jnp.sum(spring.mass[:, None] * velocity, axis=1), 0, atol=1e-4)
+    measured = np.asarray(jnp.mean(velocity**2, axis=(0, 2)))
+    expected = KT / np.asarray(spring.mass) - KT / float(spring.mass.sum())
+    np.testing.assert_allclose(measured, expected, rtol=0.02)
+    kurtosis = jnp.mean(velocity**4, axis=(0, 2)) / measured**2
+    np.testing.assert_allclose(kurtosis, 3.0, rtol=0.05)
+
+
+def test_no_rotation_where_asked(spring):
+    velocity = dynamics.maxwell_boltzmann(jax.random.key(3), spring.mass, kT=KT, position=spring.start)
+    arm = spring.start - jnp.average(spring.start, axis=0, weights=spring.mass)
+    momentum = spring.mass[:, None] * velocity
+    np.testing.assert_allclose(jnp.sum(jnp.cross(arm, momentum), axis=0), 0, atol=1e-4)
+    np.testing.assert_allclose(jnp.sum(momentum, axis=0), 0, atol=1e-4)
+    assert float(jnp.abs(velocity).max()) > 0
+
+
+def test_nose_hoover_conserves_its_quantity(spring):
+    integrator = make_integrator("nose_hoover", spring)
+    replica = dynamics.init_replica(integrator, jax.random.key(4), STIFFNESS, spring.start)
+
+    def conserved(md):
+        energy = simulate.nvt_nose_hoover_invariant(lambda position, **_: spring.energy(STIFFNESS, position), md, KT)
+        # jax-md's invariant counts 3N degrees of freedom in the chain's own term; 6 of them are at rest.
+        return energy - 6 * KT * md.chain.position[0]
+
+    invariant = jax.jit(conserved)
+    step = jax.jit(lambda md: jax.lax.fori_loop(0, 100, lambda _, m: integrator.step(STIFFNESS, m), md))
+    values, md = [], replica.md
+    for _ in range(40):
+        values.append(float(invariant(md)))
+        md = step(md)
+    assert np.ptp(values) < 0.02 * KT * 6
+
+
+def scripted_integrator(nan_after=None):
+    """Counts its steps in the position, so first passages are known."""
+
+    def init(key, prepared, position):
+        return simulate.NVEState(position, jnp.zeros_like(position), jnp.zeros_like(position), jnp.float32(1))
+
+    def step(prepared, state):
+        position = state.position + prepared
+        if nan_after is not None:
+            position = jnp.where(position > nan_after, jnp.nan, position)
+        return state.set(position=position)
+
+    return Integrator(init, step)
+
+
+def above(level):
+    return lambda position: jnp.max(position) - level
+
+
+def start_scripted(integrator):
+    return dynamics.init_replica(integrator, jax.random.key(0), 1.0, jnp.zeros((1, 3)))
+
+
+def test_first_passage_is_exact_and_freezes():
+    integrator = scripted_integrator()
+    replica = dynamics.advance(integrator, above(36.5), 1.0, start_scripted(integrator), 100)
+    assert (int(replica.step), bool(replica.is_unstable), bool(replica.is_frozen)) == (37, True, True)
+    np.testing.assert_array_equal(replica.md.position, 37.0)
+    again = dynamics.advance(integrator, above(36.5), 1.0, replica, 200)
+    jax.tree.map(np.testing.assert_array_equal, again, replica)
+
+
+def test_stable_replica_takes_all_its_steps():
+    integrator = scripted_integrator()
+    replica = dynamics.advance(integrator, above(1000), 1.0, start_scripted(integrator), 100)
+    assert (int(replica.step), bool(replica.is_unstable), float(replica.violation)) == (100, False, -900.0)
+
+
+def test_freeze_above_lets_a_replica_go_on_and_remembers():
+    integrator = scripted_integrator()
+    replica = dynamics.advance(integrator, above(36.5), 1.0, start_scripted(integrator), 100, freeze_above=10.0)
+    assert (int(replica.step), bool(replica.is_unstable), bool(replica.is_frozen)) == (47, True, True)
+    replica = dynamics.advance(integrator, above(36.5), 1.0, start_scripted(integrator), 40, freeze_above=10.0)
+    assert (int(replica.step), bool(replica.is_unstable), bool(replica.is_frozen)) == (40, True, False)
+    assert not bool(dynamics.restart(replica).is_unstable)
+
+
+def test_sampled_frames_are_valid_until_the_violation():
+    integrator = scripted_integrator()
+    replica, trajectory = dynamics.sample(
+        integrator, above(36.5), 1.0, start_scripted(integrator), num_frames=5, steps_per_frame=10
+    )
+    np.testing.assert_array_equal(trajectory.is_valid, [True, True, True, False, False])
+    np.testing.assert_array_equal(trajectory.frame.position[:, 0, 0], [10, 20, 30, 37, 37])
+    assert int(replica.step) == 37
+
+
+def test_non_finite_state_is_not_entered_and_others_go_on():
+    integrator = scripted_integrator(nan_after=20.5)
+    replicas = jax.vmap(lambda _: start_scripted(integrator))(jnp.arange(2))
+    run = dynamics.map_replicas(lambda _, one: dynamics.advance(integrator, above(1000), one[0], one[1], 30))
+    after = run(None, (jnp.array([1.0, 0.5]), replicas))
+    np.testing.assert_array_equal(after.is_finite, [False, True])
+    np.testing.assert_array_equal(after.is_unstable, [True, False])
+    np.testing.assert_array_equal(after.step, [21, 30])
+    np.testing.assert_array_equal(after.md.position[:, 0, 0], [20, 15])
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 2])
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_replicas_are_the_same_however_they_are_mapped(batch_size, is_sharded, spring):
+    integrator = make_integrator("langevin", spring)
+    mesh = dynamics.replica_mesh(jax.devices()[:2]) if is_sharded else None
+
+    def one(stiffness, key):
+        replica = dynamics.init_replica(integrator, key, stiffness, spring.start)
+        return dynamics.advance(integrator, never, stiffness, replica, 20)
+
+    keys = jax.random.split(jax.random.key(5), 4)
+    mapped = jax.jit(dynamics.map_replicas(one, batch_size=batch_size, mesh=mesh))(STIFFNESS, keys)
+    for index in range(4):
+        alone = jax.jit(one)(STIFFNESS, keys[index])
+        np.testing.assert_allclose(mapped.md.position[index], alone.md.position, atol=1e-5)
+
+
+def test_uneven_replicas_are_refused():
+    mesh = dynamics.replica_mesh(jax.devices()[:2])
+    with pytest.raises(ValueError, match="3 replicas cannot be shared evenly by 2 devices"):
+        dynamics.map_replicas(lambda _, x: x, mesh=mesh)(None, jnp.ones(3))
+
+
+def test_same_key_same_bits(spring):
+    integrator = make_integrator("langevin", spring)
+    runs = [simulate_many(integrator, spring.start, num_replicas=2, num_frames=3, steps_per_frame=10) for _ in range(2)]
+    position = [np.asarray(trajectory.frame.position) for _, trajectory in runs]
+    np.testing.assert_array_equal(*position)
+    assert not np.array_equal(position[0][0], position[0][1])
+
+
+def test_nose_hoover_needs_three_atoms():
+    with pytest.raises(ValueError, match="needs at least 3 atoms"):
+        dynamics.nose_hoover(lambda p, x: jnp.sum(x), jnp.ones(2), kT=1.0, timestep=0.1, damping_time=1.0)

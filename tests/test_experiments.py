@@ -1,0 +1,188 @@
+"""The whole experiment at the smallest size, resumed, refused and reported; and what it keeps on disk."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import checkpoints, pipeline, progress
+from experiments.aspirin import build
+from experiments.configs import aspirin as aspirin_config
+from experiments.configs import aspirin_paper
+from stablejax.dynamics import Replica
+
+
+def tiny(run_dir):
+    config = aspirin_config.get_config()
+    config.run_dir = str(run_dir)
+    config.data.num_train = config.data.num_validation = 4
+    config.data.num_test = 8
+    config.model.num_features = config.model.num_filters = 8
+    config.model.num_blocks = 1
+    config.pretrain.num_steps = 20
+    config.pretrain.steps_per_validation = 10
+    config.md.table_intervals = 128
+    config.observable.width_A, config.observable.smearing_A = 0.1, 0.1
+    config.stable.num_replicas = 4
+    config.stable.steps_per_epoch, config.stable.steps_per_frame = 20, 10
+    config.stable.num_cycles, config.stable.max_epochs = 2, 2
+    config.evaluate.num_replicas = 4
+    config.evaluate.horizon_ps, config.evaluate.chunk_ps = 0.04, 0.02
+    config.evaluate.vacf_window_fs = 10.0
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("run")
+    return run_dir, pipeline.run(tiny(run_dir), build)
+
+
+def test_every_file_a_person_needs_is_there(finished):
+    run_dir, _ = finished
+    assert {"config.json", "metrics.jsonl", "record.json", "report.html", "figure.png", "refined.npz"} <= {
+        path.name for path in run_dir.iterdir()
+    }
+    about = json.loads((run_dir / "config.json").read_text())
+    assert about["config"]["seed"] == 0
+    assert about["versions"]["jax"] == jax.__version__
+    stages = [json.loads(line)["stage"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert list(dict.fromkeys(stages)) == ["pretraining", "evaluation before", "StABlE training", "evaluation after"]
+
+
+def test_record_has_the_figures_in_the_agreed_form(finished):
+    _, record = finished
+    metrics = {row["metric"] for row in record["rows"]}
+    assert {
+        "median_first_passage_ps",
+        "ratio_median_first_passage",
+        "logrank_p",
+        "force_mae_eV_per_A",
+        "energy_mae_meV_per_atom",
+        "h_r_mae",
+        "internal_temperature_K",
+        "stage_wall_s",
+    } <= metrics
+    assert all(np.isfinite(row["value"]) for row in record["rows"])
+    assert {row["phase"] for row in record["rows"] if row["metric"] == "h_r_mae"} == {"before", "after"}
+    assert "/" not in record["config"]["data"]["path"]
+
+
+def test_page_is_self_contained_with_its_picture(finished):
+    run_dir, record = finished
+    page = (run_dir / "report.html").read_text()
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)
+    picture = base64.b64decode(re.search(r"data:image/png;base64,([^\"]+)", page)[1])
+    assert picture == (run_dir / "figure.png").read_bytes()
+    force = next(r["value"] for r in record["rows"] if r["metric"] == "force_mae_eV_per_A" and r["phase"] == "after")
+    assert f"{force:.4f}" in page
+
+
+def test_a_finished_run_is_not_run_again_and_gives_the_same_record(finished):
+    run_dir, record = finished
+    again = pipeline.run(tiny(run_dir), build)
+    drop = lambda rows: [row for row in rows if row["metric"] != "stage_wall_s"]  # noqa: E731
+    assert drop(again["rows"]) == drop(record["rows"])
+
+
+def test_an_interrupted_run_ends_as_if_it_had_not_been(finished, tmp_path, monkeypatch):
+    run_dir, record = finished
+    from experiments import stages
+
+    real, calls = checkpoints.save, []
+
+    def failing(path, tree):
+        real(path, tree)
+        if path.name == "stable_state.npz":
+            calls.append(path)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints, "save", failing)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(tiny(tmp_path / "run"), build)
+    monkeypatch.setattr(checkpoints, "save", real)
+    monkeypatch.setattr(stages, "run_pretraining", lambda *_: pytest.fail("pretraining was run again"))
+    again = pipeline.run(tiny(tmp_path / "run"), build)
+    drop = lambda rows: [row for row in rows if row["metric"] != "stage_wall_s"]  # noqa: E731
+    assert drop(again["rows"]) == drop(record["rows"])
+
+
+def test_another_config_in_the_same_place_is_refused(finished):
+    run_dir, _ = finished
+    config = tiny(run_dir)
+    config.stable.learning_rate = 0.5
+    with pytest.raises(ValueError, match="holds a run with another config .it differs in stable."):
+        pipeline.run(config, build)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("md", "thermostat", "csvr"), "has to be langevin or nose_hoover, got 'csvr'"),
+        (("stable", "optimizer", "lion"), "has to be sgd or adam, got 'lion'"),
+        (("pretrain", "schedule", "linear"), "has to be cosine or plateau, got 'linear'"),
+        (("evaluate", "frame_spacing_fs", 10.3), "config.evaluate.frame_spacing_fs has to be a whole number"),
+        (("data", "num_train", 100_000), "asked for 100000 training"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(change, message, tmp_path):
+    config = tiny(tmp_path / "run")
+    section, field, value = change
+    config[section][field] = value
+    with pytest.raises(ValueError, match=message):
+        pipeline.run(config, build)
+
+
+def test_paper_config_has_the_papers_settings():
+    config = aspirin_paper.get_config()
+    assert (config.data.num_train, config.md.temperature_K, config.md.timestep_fs) == (1000, 500.0, 0.5)
+    stable = config.stable
+    assert (stable.num_replicas, stable.steps_per_epoch, stable.steps_per_frame, stable.num_cycles) == (
+        128,
+        2000,
+        100,
+        4,
+    )
+    assert (stable.learning_rate, stable.qm_weight, stable.max_unstable, stable.optimizer) == (1e-3, 10.0, 0.75, "sgd")
+    assert (config.evaluate.num_replicas, config.evaluate.horizon_ps) == (256, 300.0)
+    scaled = aspirin_config.get_config()
+    assert scaled.stability.to_dict() == config.stability.to_dict()  # the criterion is never scaled
+
+
+def test_checkpoints_keep_keys_and_refuse_others(tmp_path):
+    tree = Replica({"x": jnp.arange(3.0), "key": jax.random.key(1)}, jnp.int32(4), 1.5 * jnp.ones(()), True, False)
+    tree = jax.tree.map(jnp.asarray, tree)
+    path = tmp_path / "state.npz"
+    checkpoints.save(path, tree)
+    loaded = checkpoints.load(path, tree)
+    np.testing.assert_array_equal(jax.random.normal(loaded.md["key"]), jax.random.normal(tree.md["key"]))
+    np.testing.assert_array_equal(loaded.md["x"], tree.md["x"])
+    assert loaded.step.dtype == jnp.int32
+    with pytest.raises(ValueError, match="holds another kind of checkpoint"):
+        checkpoints.load(path, {"x": jnp.arange(3.0)})
+    with pytest.raises(ValueError, match=r"`md/x` has shape \(3,\), expected \(4,\)"):
+        checkpoints.load(path, tree._replace(md=tree.md | {"x": jnp.arange(4.0)}))
+    assert [file.name for file in tmp_path.iterdir()] == ["state.npz"]
+
+
+def test_progress_says_how_far_and_keeps_every_figure(tmp_path):
+    stream = io.StringIO()
+    shown = progress.Progress(tmp_path / "metrics.jsonl", stream, seconds_between_lines=0.0)
+    shown.stage("baking")
+    shown.update("half", 0.5, loss=1.0)
+    shown.update("done", 1.0, loss=0.5)
+    shown.close()
+    lines = stream.getvalue().splitlines()
+    assert "baking: half" in lines[0] and "left" in lines[0]
+    assert "baking: done" in lines[1] and "left" not in lines[1]
+    entries = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [entry["loss"] for entry in entries] == [1.0, 0.5]
+    assert set(shown.stage_wall_s) == {"baking"}
