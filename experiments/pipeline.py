@@ -36,11 +36,12 @@ def run(config: ConfigDict, build: Callable[[ConfigDict], System]) -> dict:
         lambda: stages.run_pretraining(config, system, progress),
         like=system.potential.init(stages.key_for(config, "model")),
     )
-    before = _evaluate(run_dir, "before", config, system, params, progress)
+    looks = stages.build_evaluation(config, system)
+    before = _evaluate(run_dir, "before", config, system, looks, params, progress)
 
     progress.stage("StABlE training")
     refined, tracker = _stabilise(run_dir, config, system, params, progress)
-    after = _evaluate(run_dir, "after", config, system, refined, progress)
+    after = _evaluate(run_dir, "after", config, system, looks, refined, progress)
     progress.close()
 
     reference_vacf = stages.reference_vacf(config, system)
@@ -59,7 +60,7 @@ def _claim(run_dir: Path, config: ConfigDict) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     path = run_dir / "config.json"
     mine = json.loads(config.to_json_best_effort())
-    for name in ("run_dir", "host_devices", "cache_dir"):
+    for name in ("run_dir", "host_devices"):
         mine.pop(name)
     if path.exists():
         theirs = json.loads(path.read_text())["config"]
@@ -82,7 +83,7 @@ def _cached(path: Path, make: Callable, like):
     return made
 
 
-def _evaluate(run_dir, phase: str, config, system, params, progress: Progress) -> Evaluation:
+def _evaluate(run_dir, phase: str, config, system, looks, params, progress: Progress) -> Evaluation:
     progress.stage(f"evaluation {phase}")
     path = run_dir / f"evaluation_{phase}.npz"
     if path.exists():
@@ -90,7 +91,7 @@ def _evaluate(run_dir, phase: str, config, system, params, progress: Progress) -
             arrays = dict(file)
         structure = {name.partition("/")[2]: arrays.pop(name) for name in list(arrays) if name.startswith("structure/")}
         return Evaluation(structure=structure, **arrays)
-    made = stages.run_evaluation(config, system, params, progress)
+    made = stages.run_evaluation(config, system, looks, params, progress)
     checkpoints.save(path, made)
     return made
 

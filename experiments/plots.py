@@ -32,7 +32,9 @@ def figure_3(
     _distances(axes["c"], distance_centre, reference_h_r, before, after)
     _vacf_error(axes["d"], before, after, reference_vacf)
     for name, axis in axes.items():
-        axis.set_title(f"({name}) {axis.get_title()}", loc="left", fontsize=11)
+        title = axis.get_title()
+        axis.set_title("")
+        axis.set_title(f"({name}) {title}", loc="left", fontsize=11)
         axis.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -68,14 +70,15 @@ def _survival(axis, before, after, horizon_ps):
 
 def _distances(axis, centre, reference, before, after):
     axis.plot(centre, reference, color=REFERENCE, label="reference", linewidth=1.2)
-    inset = axis.inset_axes([0.55, 0.45, 0.45, 0.4])
+    inset = axis.inset_axes([0.52, 0.64, 0.47, 0.28])
     for run, colour, label in ((before, BEFORE, "before"), (after, AFTER, "after")):
         axis.plot(centre, run.structure["h_r"], color=colour, label=label, linewidth=1, alpha=0.9)
         inset.plot(centre, run.structure["h_r"] - reference, color=colour, linewidth=0.8)
     inset.set_title("difference from the reference", fontsize=8)
     inset.tick_params(labelsize=7)
-    axis.legend(frameon=False, loc="upper left")
+    axis.legend(frameon=False, loc="upper left", fontsize=9)
     axis.set(title="distribution of interatomic distances", xlabel="r (Å)", ylabel="h(r) (1/Å)", xlim=(0.5, 8))
+    axis.set_ylim(0, 1.6 * reference.max())
     inset.set_xlim(0.5, 8)
 
 

@@ -211,7 +211,7 @@ def _public(config: ConfigDict) -> dict:
     """The config without where things lie on this machine."""
     public = config.copy_and_resolve_references()
     with public.unlocked():
-        del public.run_dir, public.cache_dir
+        del public.run_dir
         public.data.path = Path(public.data.path).name
     return public.to_dict()
 

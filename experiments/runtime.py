@@ -25,7 +25,7 @@ def main(config: ConfigDict, build: Callable) -> None:
       config: of the experiment.
       build: `config -> systems.System`.
     """
-    configure(host_devices=config.host_devices, cache_dir=config.cache_dir)
+    configure(host_devices=config.host_devices)
     # Not before: jax-md starts the backend when it is imported, and the number of devices is fixed then.
     from experiments import pipeline
 
@@ -35,8 +35,8 @@ def main(config: ConfigDict, build: Callable) -> None:
         sys.exit(f"error: {error}")
 
 
-def configure(*, host_devices: int, cache_dir: str) -> None:
-    """One XLA device per core of the host (0: as many as it has), and a persistent compilation cache.
+def configure(*, host_devices: int) -> None:
+    """One XLA device per core of the host (0: as many as it has).
 
     Replicas are shared between devices, so this is how the cores of a CPU are used; it changes nothing on a GPU or TPU.
     It has to be called before JAX computes anything.
@@ -46,8 +46,6 @@ def configure(*, host_devices: int, cache_dir: str) -> None:
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
     os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false " + os.environ.get("XLA_FLAGS", "")
     jax.config.update("jax_num_cpu_devices", host_devices or available_cores())
-    jax.config.update("jax_compilation_cache_dir", str(Path(cache_dir).expanduser()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 def available_cores() -> int:

@@ -110,20 +110,25 @@ def run_pretraining(config: ConfigDict, system: System, progress: Progress) -> P
         if not np.isfinite(float(loss)):
             raise ValueError("pretraining diverged: lower config.pretrain.learning_rate.")
         if settings.schedule == "plateau":
-            scale = float(optax.tree_utils.tree_get(state.optimizer_state, "scale"))
+            scale = float(optax.tree.get(state.optimizer_state, "scale"))
             if scale <= settings.min_rate_scale:
                 break
     return best_params
 
 
-def run_evaluation(config: ConfigDict, system: System, params: Params, progress: Progress) -> Evaluation:
-    """First passage from held-out starts. Starts, velocities and noise depend on the config only, not on `params`."""
+class Looks(NamedTuple):
+    """Compiled once for an experiment: start the replicas of an evaluation, and run them for a chunk."""
+
+    start: Callable[[Params], dynamics.Replica]
+    look: Callable  # (prepared, replicas) -> (replicas, frames that count, their totals, is a whole window, its VACF)
+    prepare: Callable
+
+
+def build_evaluation(config: ConfigDict, system: System) -> Looks:
+    """Starts, velocities and noise depend on the config only, so they are the same for any parameters."""
     settings = config.evaluate
     steps_per_frame = _whole(settings.frame_spacing_fs / config.md.timestep_fs, "evaluate.frame_spacing_fs")
     frames_per_chunk = _whole(settings.chunk_ps * 1000 / settings.frame_spacing_fs, "evaluate.chunk_ps")
-    num_lags = _whole(settings.vacf_window_fs / settings.frame_spacing_fs, "evaluate.vacf_window_fs") + 1
-    num_chunks = _whole(settings.horizon_ps / settings.chunk_ps, "evaluate.horizon_ps")
-    num_replicas = settings.num_replicas
     mass = _mass(system)
 
     def look(prepared, replica):
@@ -139,19 +144,30 @@ def run_evaluation(config: ConfigDict, system: System, params: Params, progress:
         temperature = dynamics.kinetic_temperature(frame.velocity, mass, num_removed=system.num_removed)
         seen = jax.vmap(system.structure_fn)(frame.position) | {"temperature": temperature}
         total = jax.tree.map(lambda x: jnp.tensordot(is_valid.astype(x.dtype), x, axes=1), seen)
-        vacf = transport.velocity_autocorrelation(frame.velocity, mass, num_lags=num_lags)
+        vacf = transport.velocity_autocorrelation(frame.velocity, mass, num_lags=_num_lags(config))
         return replica, jnp.sum(is_valid), total, jnp.all(is_valid), vacf
 
     map_replicas = _mapper(config)
     start = map_replicas(lambda prepared, one: dynamics.init_replica(system.integrator, one[0], prepared, one[1]))
-    prepared = jax.jit(system.md_form.prepare)(params)
-    position = jnp.asarray(system.dataset.position[_starts(system.split.test, num_replicas)])
-    replicas = jax.jit(start)(prepared, (jax.random.split(key_for(config, "evaluate"), num_replicas), position))
-    look_all = jax.jit(map_replicas(look))
+    position = jnp.asarray(system.dataset.position[_starts(system.split.test, settings.num_replicas)])
+    keys = jax.random.split(key_for(config, "evaluate"), settings.num_replicas)
+    return Looks(
+        start=jax.jit(lambda prepared: start(prepared, (keys, position))),
+        look=jax.jit(map_replicas(look)),
+        prepare=jax.jit(system.md_form.prepare),
+    )
 
+
+def run_evaluation(config: ConfigDict, system: System, looks: Looks, params: Params, progress: Progress) -> Evaluation:
+    """First passage from held-out starts, and observables of the frames before it."""
+    settings = config.evaluate
+    num_chunks = _whole(settings.horizon_ps / settings.chunk_ps, "evaluate.horizon_ps")
+    num_replicas, num_lags = settings.num_replicas, _num_lags(config)
+    prepared = looks.prepare(params)
+    replicas = looks.start(prepared)
     count, total, windows, vacf = 0, None, np.zeros(num_replicas), np.zeros((num_replicas, num_lags))
     for chunk in range(num_chunks):
-        replicas, valid, part, is_whole, part_vacf = look_all(prepared, replicas)
+        replicas, valid, part, is_whole, part_vacf = looks.look(prepared, replicas)
         count += int(valid.sum())
         summed = jax.tree.map(lambda x: np.asarray(x, np.float64).sum(axis=0), part)
         total = summed if total is None else jax.tree.map(np.add, total, summed)
@@ -191,7 +207,7 @@ def reference_vacf(config: ConfigDict, system: System) -> np.ndarray | None:
     if dataset.velocity is None or dataset.trajectory is None or dataset.frame_spacing_fs != settings.frame_spacing_fs:
         return None
     size = round(settings.chunk_ps * 1000 / settings.frame_spacing_fs)
-    num_lags = round(settings.vacf_window_fs / settings.frame_spacing_fs) + 1
+    num_lags = _num_lags(config)
     runs = [dataset.velocity[dataset.trajectory == run] for run in np.unique(dataset.trajectory)]
     windows = [run[start : start + size] for run in runs for start in range(0, len(run) - size + 1, size)]
     fn = jax.jit(lambda velocity: transport.velocity_autocorrelation(velocity, _mass(system), num_lags=num_lags))
@@ -303,6 +319,11 @@ def run_stable(
             )
             break
     return state
+
+
+def _num_lags(config: ConfigDict) -> int:
+    settings = config.evaluate
+    return _whole(settings.vacf_window_fs / settings.frame_spacing_fs, "evaluate.vacf_window_fs") + 1
 
 
 def _mapper(config: ConfigDict) -> Callable[[Callable], Callable]:

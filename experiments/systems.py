@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from experiments.data import loaders
 from stablejax import potential, stability, units
 from stablejax.dynamics import Integrator, langevin, nose_hoover
+from stablejax.geometry import all_pairs
 from stablejax.observables import structure
 from stablejax.potential import MDForm, Potential
 from stablejax.types import Criterion
@@ -60,7 +61,8 @@ def molecule(config: ConfigDict, model: nn.Module) -> System:
     loaders.check_bonds_kept(bond_length, bonds.first, bonds.second, threshold=threshold)
 
     centre = structure.bin_centres(config.observable.stop_A, config.observable.width_A)
-    distances = structure.interatomic_distances(len(dataset.species), centre, smearing=config.observable.smearing_A)
+    smearing = config.observable.smearing_A
+    distances = structure.interatomic_distances(all_pairs(len(dataset.species)), centre, smearing=smearing)
     angles = structure.bond_angles(structure.angle_triples(bonds))
     lengths = structure.bond_lengths(bonds)
 
@@ -68,6 +70,16 @@ def molecule(config: ConfigDict, model: nn.Module) -> System:
         return {"h_r": distances(position), "bond_length": lengths(position), "bond_angle": angles(position)}
 
     structure_reference = _mean_over_frames(structure_fn, dataset.position)
+    by_element = {
+        f"{low}-{high}": structure.interatomic_distances(pairs, centre, smearing=smearing)
+        for (low, high), pairs in structure.pairs_by_element(dataset.species).items()
+    }
+    trained_on = by_element if config.observable.by_element else {"all": distances}
+
+    def observable_fn(position):
+        return {name: fn(position) for name, fn in trained_on.items()}
+
+    weight = config.observable.weight * config.observable.width_A / len(trained_on)
     bound = potential.bind(model, dataset.species)
     num_intervals = config.md.table_intervals
     md_form = (
@@ -87,9 +99,9 @@ def molecule(config: ConfigDict, model: nn.Module) -> System:
         evaluate_criterion=stability.bond_length_deviation(bonds, length, threshold=threshold),
         freeze_above=config.stability.learn_threshold_A - config.stability.train_threshold_A,
         criterion_name=f"a bond is {threshold:g} Å off its mean length",
-        observable_fn=distances,
-        reference=structure_reference["h_r"],
-        observable_weight=config.observable.weight * config.observable.width_A,
+        observable_fn=observable_fn,
+        reference=_mean_over_frames(observable_fn, dataset.position),
+        observable_weight=dict.fromkeys(trained_on, weight),
         structure_fn=structure_fn,
         structure_reference=structure_reference,
         distance_centre=centre,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -50,11 +51,13 @@ def survival(time: Float[np.ndarray, " replica"], is_unstable: Bool[np.ndarray, 
     time, is_unstable = _checked(time, is_unstable)
     function = stats.ecdf(_censored(time, is_unstable)).sf
     if is_unstable.any():
-        interval = function.confidence_interval(method="log-log")
+        with warnings.catch_warnings():
+            # Where everybody has failed, and where nobody has, the interval is not defined: dealt with below.
+            warnings.filterwarnings("ignore", message="The confidence interval is undefined", category=RuntimeWarning)
+            interval = function.confidence_interval(method="log-log")
         low, high = interval.low.probabilities, interval.high.probabilities
     else:
         low = high = function.probabilities
-    # Where everybody has failed, and where nobody has, the log-log interval is not defined.
     low = np.where(np.isnan(low), function.probabilities, low)
     high = np.where(np.isnan(high), function.probabilities, high)
     return Survival(

@@ -229,7 +229,7 @@ def stable_training(
         )
         (qm_loss_value, qm_errors), qm_gradient = jax.value_and_grad(qm_loss, has_aux=True)(state.params, frames)
         gradient = combine(observable_gradient, qm_gradient)
-        was_updated = jnp.isfinite(optax.global_norm(gradient))
+        was_updated = jnp.isfinite(optax.tree.norm(gradient))
         rate_scale = state.plateau_state.scale
         updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params)
         updates = jax.tree.map(lambda u: u * rate_scale.astype(u.dtype), updates)
@@ -247,8 +247,8 @@ def stable_training(
             observable_loss=observable_loss,
             qm_loss=qm_loss_value,
             qm_errors=qm_errors,
-            observable_gradient_norm=optax.global_norm(observable_gradient),
-            qm_gradient_norm=optax.global_norm(qm_gradient),
+            observable_gradient_norm=optax.tree.norm(observable_gradient),
+            qm_gradient_norm=optax.tree.norm(qm_gradient),
             rate_scale=rate_scale,
             was_updated=was_updated,
             ends_cycle=ends_cycle,

@@ -33,7 +33,7 @@ def test_h_r_is_a_density_with_peaks_at_the_distances():
     centre = structure.bin_centres(10.0, 0.02)
     assert len(centre) == 500
     assert centre[0] == pytest.approx(0.01)
-    h_r = np.asarray(structure.interatomic_distances(3, centre, smearing=0.05)(TRIANGLE))
+    h_r = np.asarray(structure.interatomic_distances(geometry.all_pairs(3), centre, smearing=0.05)(TRIANGLE))
     assert h_r.sum() * 0.02 == pytest.approx(1.0, abs=1e-4)
     for side in (3, 4, 5):
         near = np.abs(centre - side) < 0.3
@@ -41,8 +41,14 @@ def test_h_r_is_a_density_with_peaks_at_the_distances():
         assert np.average(centre[near], weights=h_r[near]) == pytest.approx(side, abs=1e-3)
 
 
+def test_pairs_by_element_are_all_pairs_in_parts():
+    parts = structure.pairs_by_element(np.array([8, 1, 6, 1]))
+    named = {kind: set(zip(p.first.tolist(), p.second.tolist(), strict=True)) for kind, p in parts.items()}
+    assert named == {(1, 1): {(1, 3)}, (1, 6): {(1, 2), (2, 3)}, (1, 8): {(0, 1), (0, 3)}, (6, 8): {(0, 2)}}
+
+
 def test_h_r_gradient_is_finite_differences(x64):
-    observable = structure.interatomic_distances(3, structure.bin_centres(6.0, 0.1), smearing=0.2)
+    observable = structure.interatomic_distances(geometry.all_pairs(3), structure.bin_centres(6.0, 0.1), smearing=0.2)
     position, weight = TRIANGLE.astype(np.float64) + 0.01, jnp.asarray(np.random.default_rng(0).normal(size=60))
     gradient = jax.grad(lambda x: jnp.vdot(weight, observable(x)))(position)
     step = jnp.zeros((3, 3)).at[1, 0].set(1e-6)

@@ -31,6 +31,11 @@ def get_config() -> ConfigDict:
     config.md.damping_time_fs = 1000.0
     config.md.replica_batch = 1
 
+    # Pairs of one kind hide behind those of another in a single h(r).
+    config.observable.by_element = True
+    config.observable.width_A = 0.04
+    config.observable.smearing_A = 0.02
+
     config.stable.num_replicas = 64
     config.stable.steps_per_epoch = 400
     config.stable.steps_per_frame = 40

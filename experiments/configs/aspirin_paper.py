@@ -40,5 +40,6 @@ def get_config() -> ConfigDict:
     observable.stop_A = 10.0  # h(r) reaches from 0 to here
     observable.width_A = 0.02  # of the bins
     observable.smearing_A = 0.01  # width of the Gaussians
-    observable.weight = 100.0  # w of L_obs = w ∫ (h − h_ref)² dr
+    observable.by_element = False  # one h(r) for every pair of elements instead of one for all pairs
+    observable.weight = 100.0  # w of L_obs = w ∫ (h − h_ref)² dr, the mean over the h(r)
     return config

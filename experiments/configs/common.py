@@ -12,7 +12,6 @@ def get_config() -> ConfigDict:
     config.seed = 0  # everything random follows from it
     config.run_dir = ""  # where results go; empty: runs/NAME_seedSEED. A run that was interrupted there is resumed
     config.host_devices = 0  # CPU devices for replicas; 0: one per core
-    config.cache_dir = "~/.cache/stablejax"  # persistent compilation cache
 
     data = config.data = ConfigDict()
     data.path = config_dict.required_placeholder(str)  # .npz (MD17 style) or .xyz

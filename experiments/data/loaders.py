@@ -176,7 +176,6 @@ def _read_npz(path: Path) -> Dataset:
 
 
 def _read_extxyz(path: Path) -> Dataset:
-    from ase.calculators.calculator import PropertyNotImplementedError
     from ase.io import read
 
     frames = read(path, index=":", format="extxyz")
@@ -187,22 +186,31 @@ def _read_extxyz(path: Path) -> Dataset:
                 f"{path}: frame {index} has its atoms in another order than frame 0: "
                 "give every frame the same order of atoms."
             )
-        try:
-            atoms.get_potential_energy(), atoms.get_forces()
-        except (PropertyNotImplementedError, RuntimeError) as error:
+        if _energy(atoms) is None or _force(atoms) is None:
             raise ValueError(
                 f"{path}: frame {index} has no energy or no forces: expected `energy=` in the comment line and a "
                 "column `forces:R:3`."
-            ) from error
+            )
     return Dataset(
         species=species.astype(np.int32),
         position=np.array([atoms.positions for atoms in frames]),
-        energy=np.array([atoms.get_potential_energy() for atoms in frames]),
-        force=np.array([atoms.get_forces() for atoms in frames]),
+        energy=np.array([_energy(atoms) for atoms in frames], np.float64),
+        force=np.array([_force(atoms) for atoms in frames]),
         velocity=None,
         trajectory=None,
         frame_spacing_fs=None,
     )
+
+
+def _energy(atoms) -> float | None:
+    """ASE knows `energy`; MD22 writes `Energy`, which it leaves among the other entries of the comment line."""
+    if atoms.calc is not None and "energy" in atoms.calc.results:
+        return atoms.calc.results["energy"]
+    return atoms.info.get("Energy")
+
+
+def _force(atoms) -> np.ndarray | None:
+    return atoms.arrays.get("forces") if atoms.calc is None else atoms.calc.results.get("forces")
 
 
 def _check_shapes(path: Path, raw: Dataset) -> None:

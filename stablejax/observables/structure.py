@@ -14,18 +14,17 @@ def bin_centres(stop: float, width: float) -> Float[np.ndarray, " bin"]:
     return (np.arange(round(stop / width)) + 0.5) * width
 
 
-def interatomic_distances(num_atoms: int, centre: Float[Array, " bin"], *, smearing: float) -> ObservableFn:
+def interatomic_distances(pairs: Pairs, centre: Float[Array, " bin"], *, smearing: float) -> ObservableFn:
     """h(r), the distribution of interatomic distances (A.4), smeared by Gaussians: a density that integrates to 1.
 
-    h(r) = 2/(N(N−1)) Σ_{i<j} exp(−(r − r_ij)²/2σ²) / √(2π)σ, per Å, at each bin centre. One function for simulation
-    and reference. Differentiable.
+    h(r) = 1/P Σ_pairs exp(−(r − r_ij)²/2σ²) / √(2π)σ, per Å, at each bin centre. With all P = N(N−1)/2 pairs of a
+    molecule it is the paper's. One function for simulation and reference. Differentiable.
 
     Args:
-      num_atoms: N.
+      pairs: the pairs that count, each once; see `geometry.all_pairs` and `pairs_by_element`.
       centre: Å.
       smearing: σ, Å.
     """
-    pairs = all_pairs(num_atoms)
     norm = 1.0 / (len(pairs.first) * np.sqrt(2 * np.pi) * smearing)
 
     def observable(position):
@@ -34,6 +33,16 @@ def interatomic_distances(num_atoms: int, centre: Float[Array, " bin"], *, smear
         return norm * jnp.sum(jnp.exp(-0.5 * delta * delta), axis=1)
 
     return observable
+
+
+def pairs_by_element(species: Int[np.ndarray, " atom"]) -> dict[tuple[int, int], Pairs]:
+    """All pairs of a molecule by the atomic numbers of their two atoms, the smaller first."""
+    pairs, species = all_pairs(len(species)), np.asarray(species)
+    low = np.minimum(species[pairs.first], species[pairs.second])
+    high = np.maximum(species[pairs.first], species[pairs.second])
+    kinds = sorted(set(zip(low.tolist(), high.tolist(), strict=True)))
+    is_kind = {kind: (low == kind[0]) & (high == kind[1]) for kind in kinds}
+    return {kind: Pairs(pairs.first[chosen], pairs.second[chosen]) for kind, chosen in is_kind.items()}
 
 
 def bond_lengths(bonds: Pairs) -> ObservableFn:
