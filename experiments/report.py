@@ -104,12 +104,16 @@ def summary(record: dict) -> list[str]:
     before, after = find("median_first_passage_ps", "before"), find("median_first_passage_ps", "after")
     ratio = find("ratio_median_first_passage")
     return [
-        f"median stable time: {_with_interval(before)} ps before, {_with_interval(after)} ps after: "
-        f"{'at least ' if ratio['censored'] else ''}{ratio['value']:.1f} times longer "
-        f"(95 % interval {ratio['low']:.1f} to {ratio['high']:.1f}, log-rank p = {find('logrank_p')['value']:.1g})",
-        f"force MAE: {find('force_mae_eV_per_A', 'before')['value']:.3f} -> "
-        f"{find('force_mae_eV_per_A', 'after')['value']:.3f} eV/Å ({100 * find('force_mae_change')['value']:+.0f} %); "
-        f"h(r) MAE: {find('h_r_mae', 'before')['value']:.4f} -> {find('h_r_mae', 'after')['value']:.4f} 1/Å",
+        (
+            f"median stable time: {_with_interval(before)} ps before, {_with_interval(after)} ps after: "
+            f"{'at least ' if ratio['censored'] else ''}{ratio['value']:.1f} times longer "
+            f"(95 % interval {ratio['low']:.1f} to {ratio['high']:.1f}, log-rank p = {find('logrank_p')['value']:.1g})"
+        ),
+        (
+            f"force MAE: {find('force_mae_eV_per_A', 'before')['value']:.3f} -> "
+            f"{find('force_mae_eV_per_A', 'after')['value']:.3f} eV/Å ({100 * find('force_mae_change')['value']:+.0f} %); "
+            f"h(r) MAE: {find('h_r_mae', 'before')['value']:.4f} -> {find('h_r_mae', 'after')['value']:.4f} 1/Å"
+        ),
     ]
 
 

@@ -240,6 +240,7 @@ def build_stable_training(config: ConfigDict, system: System) -> stable.StableTr
         combine=stable.weighted_sum(settings.qm_weight),
         optimizer=_stable_optimizer(settings),
         plateau=optax.contrib.reduce_on_plateau(factor=settings.plateau_factor, patience=settings.plateau_patience),
+        rate_schedule=_rate_schedule(settings),
         min_rate_scale=settings.min_rate_scale,
         max_epochs=settings.max_epochs,
         steps_per_epoch=settings.steps_per_epoch,
@@ -375,3 +376,11 @@ def _stable_optimizer(settings: ConfigDict) -> optax.GradientTransformation:
         raise ValueError(f"config.stable.optimizer has to be sgd or adam, got {settings.optimizer!r}.")
     optimizer = optimizers[settings.optimizer](settings.learning_rate)
     return optax.chain(optax.clip_by_global_norm(settings.clip_norm), optimizer) if settings.clip_norm else optimizer
+
+
+def _rate_schedule(settings: ConfigDict) -> optax.Schedule:
+    if settings.rate_schedule == "constant":
+        return optax.constant_schedule(1.0)
+    if settings.rate_schedule == "cosine":
+        return optax.cosine_decay_schedule(1.0, settings.max_epochs)
+    raise ValueError(f"config.stable.rate_schedule has to be constant or cosine, got {settings.rate_schedule!r}.")

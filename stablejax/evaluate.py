@@ -103,8 +103,8 @@ def ratio_of_medians(
 ) -> Ratio:
     """Median first passage after over before, with a percentile bootstrap over the replicas.
 
-    Replicas are resampled in pairs, since both sets have the same starts. Where the later median is censored it counts as
-    the horizon, so ratio and interval are lower bounds.
+    Replicas are resampled in pairs, since both sets have the same starts. Where the later median is censored it counts
+    as the horizon, so ratio and interval are lower bounds.
     """
     before, after = _checked(*before), _checked(*after)
     if len(before[0]) != len(after[0]):

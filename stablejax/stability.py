@@ -40,7 +40,7 @@ def find_bonds(
 
 
 def bond_length_deviation(bonds: Pairs, length: Float[Array, " bond"], *, threshold: float) -> Criterion:
-    """max |r_ij − b_ij| − threshold over the bonds, Å (A.5, maximum bond length deviation).
+    """Max |r_ij − b_ij| − threshold over the bonds, Å (A.5, maximum bond length deviation).
 
     Args:
       bonds: bonded pairs.

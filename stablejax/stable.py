@@ -98,6 +98,7 @@ def stable_training(
     combine: Callable[[Params, Params], Params],
     optimizer: optax.GradientTransformation,
     plateau: optax.GradientTransformationExtraArgs,
+    rate_schedule: optax.Schedule,
     min_rate_scale: float,
     max_epochs: int,
     steps_per_epoch: int,
@@ -109,9 +110,9 @@ def stable_training(
 ) -> StableTraining:
     """Algorithm 1 as pure functions.
 
-    Simulation: active replicas run t steps at a time and freeze at their first violation, until a fraction `max_unstable`
-    has. Then every replica is rewound by t steps, exactly (a frozen one by replaying, from the checkpoint before, up to t
-    steps before its violation), though never to before the start of the present simulation phase.
+    Simulation: active replicas run t steps at a time and freeze at their first violation, until a fraction
+    `max_unstable` has. Then every replica is rewound by t steps, exactly (a frozen one by replaying, from the checkpoint
+    before, up to t steps before its violation), though never to before the start of the present simulation phase.
 
     Learning: each epoch runs all replicas for t steps from where they were rewound to, takes a frame every
     `steps_per_frame` steps, and updates the parameters once. It ends when at most `min_unstable` of the replicas became
@@ -126,6 +127,7 @@ def stable_training(
       combine: the gradients of L_obs and L_QM -> the gradient that is used; `weighted_sum` is Equation 7.
       optimizer: optax transformation, with the learning rate.
       plateau: `optax.contrib.reduce_on_plateau`, given L_obs; started afresh in each learning phase.
+      rate_schedule: epoch of the learning phase -> further factor on the rate.
       min_rate_scale: a learning phase ends when the plateau's scale is at or under this.
       max_epochs: most epochs of one learning phase.
       steps_per_epoch: t.
@@ -230,7 +232,7 @@ def stable_training(
         (qm_loss_value, qm_errors), qm_gradient = jax.value_and_grad(qm_loss, has_aux=True)(state.params, frames)
         gradient = combine(observable_gradient, qm_gradient)
         was_updated = jnp.isfinite(optax.tree.norm(gradient))
-        rate_scale = state.plateau_state.scale
+        rate_scale = state.plateau_state.scale * rate_schedule(state.epoch)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params)
         updates = jax.tree.map(lambda u: u * rate_scale.astype(u.dtype), updates)
         params = _where(was_updated, optax.apply_updates(state.params, updates), state.params)
@@ -263,7 +265,7 @@ def stable_training(
         return _where(ends_cycle, _next_cycle(learning, replicas), learning), info
 
     def _next_cycle(state: StableState, endpoints: Replica) -> StableState:
-        # Stable replicas go on from their endpoints; unstable ones are inactive, and would be rewound to where they were.
+        # Stable replicas go on from their endpoints; unstable ones are inactive and rewound to where they were before.
         is_unstable = endpoints.is_unstable
         replicas = endpoints._replace(is_frozen=is_unstable)
         checkpoint = _select(is_unstable, state.rewound, replicas)

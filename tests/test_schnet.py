@@ -128,7 +128,7 @@ def test_tabulated_forces_converge_to_the_exact_ones_as_the_cube(bound, position
         assert float(energy) == pytest.approx(float(exact[0]), abs=1e-3)
         return float(jnp.abs(force - exact[1]).max())
 
-    errors = [error(n) for n in (48, 96)]
+    errors = [error(n) for n in (96, 192)]
     assert 5 < errors[0] / errors[1] < 13
     assert error(1024) < 1e-5 * float(jnp.abs(exact[1]).max()) + 2e-6
 

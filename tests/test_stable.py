@@ -42,6 +42,7 @@ def training(spring, criterion, **changes):
         combine=stable.weighted_sum(1.0),
         optimizer=optax.sgd(0.1),
         plateau=optax.contrib.reduce_on_plateau(factor=0.5, patience=2),
+        rate_schedule=optax.constant_schedule(1.0),
         min_rate_scale=0.1,
         max_epochs=3,
         steps_per_epoch=STEPS,
@@ -145,8 +146,9 @@ def test_learning_ends_after_max_epochs_and_the_next_cycle_goes_on_from_the_endp
 
 def test_learning_ends_at_once_where_all_are_stable(spring):
     _, built = training(spring, stretch_criterion(spring, 0.25), min_unstable=0.49)
-    state, _, _ = simulate_until_learning(built, init(built, spring))
-    stiff = state._replace(params=jnp.float32(500.0))
+    start = init(built, spring)
+    state, _, _ = simulate_until_learning(built, start)
+    stiff = state._replace(params=jnp.float32(60.0), rewound=start.replicas)
     _, info = built.learn(stiff, NO_FRAMES)
     assert float(info.fraction_unstable) <= 0.49
     assert bool(info.ends_cycle)
@@ -185,6 +187,23 @@ def test_update_is_the_gradient_step_of_equation_seven(spring):
     state, _, _ = simulate_until_learning(built, init(built, spring))
     after, _ = built.learn(state, NO_FRAMES)
     assert float(after.params) == pytest.approx(5.0 - 1e-3 * (3 + 10 * 2 * 5.0))
+
+
+def test_schedule_scales_the_step_by_the_epoch(spring):
+    _, built = training(
+        spring,
+        stretch_criterion(spring, 0.25),
+        observable_grad=lambda params, positions, mask: (jnp.float32(1), jnp.float32(1)),
+        rate_schedule=optax.linear_schedule(1.0, 0.0, 2),
+        optimizer=optax.sgd(1e-2),
+    )
+    state, _, _ = simulate_until_learning(built, init(built, spring))
+    steps = []
+    for _ in range(2):
+        before = float(state.params)
+        state, _ = built.learn(state, NO_FRAMES)
+        steps.append(before - float(state.params))
+    np.testing.assert_allclose(steps, [1e-2, 0.5e-2], rtol=1e-3)
 
 
 def test_non_finite_gradient_leaves_the_parameters(spring):

@@ -35,21 +35,18 @@ def get_config() -> ConfigDict:
     config.observable.by_element = True
     config.observable.width_A = 0.04
     config.observable.smearing_A = 0.02
+    config.observable.weight = 10.0
 
-    config.stable.num_replicas = 64
-    config.stable.steps_per_epoch = 400
-    config.stable.steps_per_frame = 40
+    config.stable.num_replicas = 32
     config.stable.max_unstable = 0.5
-    config.stable.num_cycles = 2
-    config.stable.max_epochs = 16
+    config.stable.num_cycles = 1
+    config.stable.max_epochs = 9
     config.stable.optimizer = "adam"
     config.stable.learning_rate = 3e-4
+    config.stable.rate_schedule = "cosine"
     config.stable.clip_norm = 0.0
-    config.stable.plateau_factor = 0.5
-    config.stable.plateau_patience = 1
-    config.stable.min_rate_scale = 0.03
-    config.stable.max_simulation_ps = 3.0
+    config.stable.max_simulation_ps = 20.0
 
     config.evaluate.num_replicas = 32
-    config.evaluate.horizon_ps = 15.0
+    config.evaluate.horizon_ps = 12.0
     return config
