@@ -9,7 +9,7 @@ aspirin: .venv/installed  ## pretrain, stabilise and evaluate aspirin on the dat
 test: .venv/installed  ## check the style and run the tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
 test-slow: .venv/installed  ## the heavier checks
 	$(BIN)/python -m pytest -m slow $(ARGS)
