@@ -111,8 +111,8 @@ def stable_training(
     """Algorithm 1 as pure functions.
 
     Simulation: active replicas run t steps at a time and freeze at their first violation, until a fraction
-    `max_unstable` has. Then every replica is rewound by t steps, exactly: a frozen one by replaying, from the checkpoint
-    before, up to t steps before its violation. None is rewound to before the start of the present simulation phase.
+    `max_unstable` has. Then every replica is rewound by t steps, exactly: a frozen one by replaying, from the earlier
+    checkpoint, up to t steps before its violation. None is rewound to before the start of the present simulation phase.
 
     Learning: each epoch runs all replicas for t steps from where they were rewound to, takes a frame every
     `steps_per_frame` steps, and updates the parameters once. It ends when at most `min_unstable` of the replicas became
