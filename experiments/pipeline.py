@@ -20,15 +20,31 @@ from experiments.systems import System
 def run(config: ConfigDict, build: Callable[[ConfigDict], System]) -> dict:
     """All stages; returns the record that is also written to the run's directory."""
     run_dir = Path(config.run_dir or f"runs/{config.name}_seed{config.seed}")
-    _claim(run_dir, config)
     system = build(config)
+    _claim(run_dir, config)
     progress = Progress(run_dir / "metrics.jsonl")
     split = system.split
     progress.say(
         f"{config.name}: {len(system.dataset.species)} atoms; {len(split.train)} training, {len(split.validation)} "
         f"validation and {len(split.test)} test frames; results go to {run_dir}"
     )
+    try:
+        before, after, course = _stages(run_dir, config, system, progress)
+    finally:
+        progress.close()
+        wall_s = _add_wall(run_dir, progress.stage_wall_s)
 
+    reference_vacf = stages.reference_vacf(config, system)
+    record = report.make_record(config, system, before, after, reference_vacf, wall_s)
+    (run_dir / "record.json").write_text(json.dumps(record, indent=1) + "\n")
+    page = report.write_page(run_dir, config, system, record, before, after, course, reference_vacf)
+    for line in report.summary(record):
+        progress.say(line)
+    progress.say(f"report: {page}")
+    return record
+
+
+def _stages(run_dir: Path, config, system, progress: Progress) -> tuple[Evaluation, Evaluation, list[dict]]:
     progress.stage("pretraining")
     params = _cached(
         run_dir / "pretrained.npz",
@@ -39,19 +55,9 @@ def run(config: ConfigDict, build: Callable[[ConfigDict], System]) -> dict:
     before = _evaluate(run_dir, "before", config, system, looks, params, progress)
 
     progress.stage("StABlE training")
-    refined, tracker = _stabilise(run_dir, config, system, params, progress)
+    refined, course = _stabilise(run_dir, config, system, params, progress)
     after = _evaluate(run_dir, "after", config, system, looks, refined, progress)
-    progress.close()
-
-    reference_vacf = stages.reference_vacf(config, system)
-    wall_s = _total_wall(run_dir, progress.stage_wall_s)
-    record = report.make_record(config, system, before, after, reference_vacf, wall_s)
-    (run_dir / "record.json").write_text(json.dumps(record, indent=1) + "\n")
-    page = report.write_page(run_dir, config, system, record, before, after, tracker, reference_vacf)
-    for line in report.summary(record):
-        progress.say(line)
-    progress.say(f"report: {page}")
-    return record
+    return before, after, course
 
 
 def _claim(run_dir: Path, config: ConfigDict) -> None:
@@ -61,7 +67,7 @@ def _claim(run_dir: Path, config: ConfigDict) -> None:
     mine = json.loads(config.to_json_best_effort())
     for name in ("run_dir", "host_devices"):
         mine.pop(name)
-    if path.exists():
+    if path.exists() and (run_dir / "pretrained.npz").exists():
         theirs = json.loads(path.read_text())["config"]
         if theirs != mine:
             changed = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
@@ -115,11 +121,11 @@ def _stabilise(run_dir: Path, config, system, params, progress: Progress):
     return jax.tree.map(jnp.asarray, state.params), tracker
 
 
-def _total_wall(run_dir: Path, stage_wall_s: dict[str, float]) -> dict[str, float]:
+def _add_wall(run_dir: Path, stage_wall_s: dict[str, float]) -> dict[str, float]:
     """Time spent in each stage, over all the sessions of a run that was interrupted."""
     path = run_dir / "stage_wall_s.json"
     total = json.loads(path.read_text()) if path.exists() else {}
     for stage, seconds in stage_wall_s.items():
         total[stage] = total.get(stage, 0.0) + seconds
-    path.write_text(json.dumps(total))
+    path.write_text(json.dumps(total) + "\n")
     return total
