@@ -42,8 +42,8 @@ def pretraining(
     Args:
       loss_fn: see `losses.energy_and_force_loss`.
       optimizer: an optax transformation; one that asks for `value` (reduce on plateau) is given the loss.
-      average_decay: of the exponential moving average of parameters; 0 follows them exactly. The average is exact
-        from the first step on: early on it decays as (step + 1) / (step + 10).
+      average_decay: of the exponential moving average of parameters; 0 follows them exactly. At first the average
+        follows more closely, with decay (step + 1) / (step + 10) until that exceeds `average_decay`.
       axis_name: mapped axis over which a batch is shared; loss and gradient are then averaged over it.
     """
     optimizer = optax.with_extra_args_support(optimizer)
