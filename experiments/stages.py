@@ -303,9 +303,9 @@ def run_stable(
         } | extra
         tracker.append(entry)
         save(state, tracker)
-        # Half of a cycle goes into finding instability, half into learning.
+        # Finding instability takes about a quarter of a cycle's time.
         found = min(entry["fraction_unstable"] / settings.max_unstable, 1.0)
-        within = 0.5 + 0.5 * (epoch + 1) / settings.max_epochs if extra else 0.5 * found
+        within = 0.25 + 0.75 * (epoch + 1) / settings.max_epochs if extra else 0.25 * found
         done = max(cycle + within if int(state.cycle) == cycle else cycle + 1, 0.02) / settings.num_cycles
         progress.update(
             f"cycle {cycle + 1}/{settings.num_cycles}, {what}, {simulated_ps:.0f} ps simulated, "
