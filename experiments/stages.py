@@ -184,6 +184,11 @@ def run_evaluation(config: ConfigDict, system: System, looks: Looks, params: Par
         )
         if fraction == 1:
             break
+    if count == 0:
+        raise ValueError(
+            f"no replica was stable until its first frame at {settings.frame_spacing_fs:g} fs, so there is nothing to "
+            "average: the potential is too poor to simulate; raise config.pretrain.num_steps."
+        )
     mean = {name: value / count for name, value in total.items()}
     errors = label_errors(config, system, params, system.split.test)
     with np.errstate(invalid="ignore"):

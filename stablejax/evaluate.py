@@ -88,9 +88,13 @@ def median_first_passage(time: Float[np.ndarray, " replica"], is_unstable: Bool[
 def logrank_p(before: tuple[np.ndarray, np.ndarray], after: tuple[np.ndarray, np.ndarray]) -> float:
     """Two-sided p-value of the log-rank test between two sets of `(time, is_unstable)`.
 
-    The sets are treated as independent; where they share starts and seeds this is conservative.
+    The sets are treated as independent; where they share starts and seeds this is conservative. Where nothing failed in
+    either there is no evidence of a difference: 1.
     """
-    result = stats.logrank(_censored(*_checked(*before)), _censored(*_checked(*after)))
+    before, after = _checked(*before), _checked(*after)
+    if not (before[1].any() or after[1].any()):
+        return 1.0
+    result = stats.logrank(_censored(*before), _censored(*after))
     return float(result.pvalue)
 
 

@@ -56,6 +56,11 @@ def test_logrank_finds_a_difference_and_not_where_there_is_none():
     assert 0.01 < np.mean(np.array(null) < 0.05) < 0.1
 
 
+def test_logrank_where_nothing_failed_is_one():
+    stable = (np.full(4, 10.0), np.zeros(4, bool))
+    assert evaluate.logrank_p(stable, stable) == 1.0
+
+
 def test_ratio_of_medians():
     ratio = evaluate.ratio_of_medians(exponential(4, 1.0, 400, 50.0), exponential(5, 4.0, 400, 50.0), seed=0)
     assert ratio.low < 4.0 < ratio.high
