@@ -1,4 +1,4 @@
-"""What an experiment sets up before JAX starts: devices, compilation cache, and the process's own record of itself."""
+"""What an experiment sets up before JAX starts: devices, warnings, and the process's own record of itself."""
 
 from __future__ import annotations
 
