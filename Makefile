@@ -6,9 +6,10 @@ BIN := .venv/bin
 aspirin: .venv/installed  ## pretrain, stabilise and evaluate aspirin on the data set that ships
 	$(BIN)/python -m experiments.aspirin $(ARGS)
 
-test: .venv/installed  ## check the style and run the tests
+test: .venv/installed  ## check style and types, run the tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
 test-slow: .venv/installed  ## the heavier checks

@@ -14,12 +14,15 @@ def save(path: Path, tree: Any) -> None:
     """Write a pytree of arrays (PRNG keys included)."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
-        np.savez(file, **{_name(key): _to_numpy(leaf) for key, leaf in jax.tree_util.tree_leaves_with_path(tree)})
+        arrays: dict[str, Any] = {
+            _name(key): _to_numpy(leaf) for key, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        np.savez(file, **arrays)
     os.replace(partial, path)
 
 
 def load(path: Path, like: Any) -> Any:
-    """Read a pytree of the structure, shapes and types of `like`.
+    """Read a pytree of the structure, shapes and types of `like`: arrays, or what `jax.eval_shape` gives.
 
     Raises:
       ValueError: the file holds something else.
@@ -42,7 +45,7 @@ def _name(key) -> str:
 
 
 def _is_key(leaf) -> bool:
-    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _to_numpy(leaf) -> np.ndarray:

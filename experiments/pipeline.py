@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -11,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import checkpoints, report, runtime, stages
+from experiments import checkpoints, evaluation, report, runtime, systems, training
+from experiments.evaluation import Evaluation
 from experiments.progress import Progress
-from experiments.stages import Evaluation
 from experiments.systems import System
 
 
@@ -34,7 +35,7 @@ def run(config: ConfigDict, build: Callable[[ConfigDict], System]) -> dict:
         progress.close()
         wall_s = _add_wall(run_dir, progress.stage_wall_s)
 
-    reference_vacf = stages.reference_vacf(config, system)
+    reference_vacf = evaluation.reference_vacf(config, system)
     record = report.make_record(config, system, before, after, reference_vacf, wall_s)
     (run_dir / "record.json").write_text(json.dumps(record, indent=1) + "\n")
     page = report.write_page(run_dir, config, system, record, before, after, course, reference_vacf)
@@ -48,10 +49,10 @@ def _stages(run_dir: Path, config, system, progress: Progress) -> tuple[Evaluati
     progress.stage("pretraining")
     params = _cached(
         run_dir / "pretrained.npz",
-        lambda: stages.run_pretraining(config, system, progress),
-        like=system.potential.init(stages.key_for(config, "model")),
+        lambda: training.run_pretraining(config, system, progress),
+        like=system.potential.init(systems.key_for(config, "model")),
     )
-    looks = stages.build_evaluation(config, system)
+    looks = evaluation.build_evaluation(config, system)
     before = _evaluate(run_dir, "before", config, system, looks, params, progress)
 
     progress.stage("StABlE training")
@@ -96,7 +97,7 @@ def _evaluate(run_dir, phase: str, config, system, looks, params, progress: Prog
             arrays = dict(file)
         structure = {name.partition("/")[2]: arrays.pop(name) for name in list(arrays) if name.startswith("structure/")}
         return Evaluation(structure=structure, **arrays)
-    made = stages.run_evaluation(config, system, looks, params, progress)
+    made = evaluation.run_evaluation(config, system, looks, params, progress)
     checkpoints.save(path, made)
     return made
 
@@ -104,19 +105,19 @@ def _evaluate(run_dir, phase: str, config, system, looks, params, progress: Prog
 def _stabilise(run_dir: Path, config, system, params, progress: Progress):
     """StABlE training; its state and course are saved after every step."""
     state_path, tracker_path = run_dir / "stable_state.npz", run_dir / "stable_course.json"
-    state = stages.init_stable(config, system, params)
-    tracker: list[dict] = []
+    start = partial(training.init_stable, config, system, params)
     if state_path.exists() and tracker_path.exists():
-        tracker = json.loads(tracker_path.read_text())
-        state = checkpoints.load(state_path, state)
+        state = checkpoints.load(state_path, like=jax.eval_shape(start))
         # The course is written before the state: an entry more means that the last step has to be done again.
-        tracker = tracker[: int(state.num_calls)]
+        tracker = json.loads(tracker_path.read_text())[: int(state.num_calls)]
+    else:
+        state, tracker = start(), []
 
     def save(state, tracker):
         tracker_path.write_text(json.dumps(tracker))
         checkpoints.save(state_path, state)
 
-    state = stages.run_stable(config, system, state, tracker, save, progress)
+    state = training.run_stable(config, system, state, tracker, save, progress)
     checkpoints.save(run_dir / "refined.npz", state.params)
     return jax.tree.map(jnp.asarray, state.params), tracker
 

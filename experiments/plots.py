@@ -6,7 +6,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.stages import Evaluation
+from experiments.evaluation import Evaluation
 from stablejax import evaluate
 
 matplotlib.use("Agg")

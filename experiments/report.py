@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import plots, runtime
-from experiments.stages import Evaluation
+from experiments.evaluation import Evaluation
 from experiments.systems import System
 from stablejax import evaluate
 

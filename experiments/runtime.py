@@ -88,7 +88,12 @@ def commit() -> str:
 def command() -> str:
     """The command that runs this experiment, without paths of this machine."""
     module = Path(sys.argv[0]).stem
-    return " ".join([f"python -m experiments.{module}", *sys.argv[1:]])
+    return " ".join([f"python -m experiments.{module}", *map(_without_folder, sys.argv[1:])])
+
+
+def _without_folder(argument: str) -> str:
+    option, equals, value = argument.rpartition("=")
+    return f"{option}{equals}{Path(value).name if Path(value).is_absolute() else value}"
 
 
 def _cpu_name() -> str:

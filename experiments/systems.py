@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,18 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 from ase.data import atomic_masses, covalent_radii
 from flax import linen as nn
+from jax import lax
 from ml_collections import ConfigDict
 
 from experiments.data import loaders
-from stablejax import potential, stability, units
+from stablejax import dynamics, losses, potential, stability, units
 from stablejax.dynamics import Integrator, langevin, nose_hoover
 from stablejax.geometry import all_pairs
 from stablejax.observables import structure
 from stablejax.potential import MDForm, Potential
 from stablejax.types import Criterion
 
-CHUNK = 200
-"""Reference frames whose observables are computed together."""
+FRAME_BATCH = 100
+"""Frames of a data set that are worked on together, which bounds memory."""
 
 
 class System(NamedTuple):
@@ -31,6 +33,9 @@ class System(NamedTuple):
     split: loaders.Split
     potential: Potential
     md_form: MDForm
+    mass: jax.Array  # [atom] amu
+    qm_loss: Callable  # (params, Labelled) -> (L_QM, LabelErrors)
+    map_replicas: Callable[[Callable], Callable]  # see `dynamics.map_replicas`
     integrator: Integrator
     num_removed: int  # degrees of freedom that the integrator holds at rest
     train_criterion: Criterion
@@ -56,9 +61,8 @@ def molecule(config: ConfigDict, model: nn.Module) -> System:
     dataset = dataset._replace(energy=dataset.energy - dataset.energy[split.train].mean())
 
     bonds, length = stability.find_bonds(dataset.position, covalent_radii[dataset.species])
-    bond_length = np.linalg.norm(dataset.position[:, bonds.first] - dataset.position[:, bonds.second], axis=-1)
     threshold = config.stability.evaluate_threshold_A
-    loaders.check_bonds_kept(bond_length, bonds.first, bonds.second, threshold=threshold)
+    loaders.check_bonds_kept(dataset, bonds, threshold=threshold)
 
     centre = structure.bin_centres(config.observable.stop_A, config.observable.width_A)
     smearing = config.observable.smearing_A
@@ -87,12 +91,19 @@ def molecule(config: ConfigDict, model: nn.Module) -> System:
         if num_intervals
         else potential.exact_form(bound)
     )
-    integrator, num_removed = _integrator(config, md_form, dataset.species)
+    mass = jnp.asarray(atomic_masses[dataset.species], jnp.float32)
+    integrator, num_removed = _integrator(config, md_form, mass)
+    loss_weights = dict(energy_weight=config.pretrain.energy_weight, force_weight=config.pretrain.force_weight)
     return System(
         dataset=dataset,
         split=split,
         potential=bound,
         md_form=md_form,
+        mass=mass,
+        qm_loss=losses.energy_and_force_loss(bound.energy, **loss_weights),
+        map_replicas=partial(
+            dynamics.map_replicas, batch_size=config.md.replica_batch or None, mesh=dynamics.replica_mesh()
+        ),
         integrator=integrator,
         num_removed=num_removed,
         train_criterion=stability.bond_length_deviation(bonds, length, threshold=config.stability.train_threshold_A),
@@ -108,9 +119,25 @@ def molecule(config: ConfigDict, model: nn.Module) -> System:
     )
 
 
-def _integrator(config: ConfigDict, md_form: MDForm, species: np.ndarray) -> tuple[Integrator, int]:
+def key_for(config: ConfigDict, name: str) -> jax.Array:
+    """The PRNG key of one purpose."""
+    purposes = ("model", "stable", "evaluate")
+    return jax.random.fold_in(jax.random.key(config.seed), purposes.index(name))
+
+
+def labelled(system: System, index: np.ndarray) -> losses.Labelled:
+    """Frames of the data set as what losses take."""
+    arrays = (system.dataset.position, system.dataset.energy, system.dataset.force)
+    return losses.Labelled(*(jnp.asarray(array[index], jnp.float32) for array in arrays))
+
+
+def start_positions(system: System, index: np.ndarray, num: int) -> jax.Array:
+    """`num` positions from the frames of `index`, each as often as any other, give or take one."""
+    return jnp.asarray(system.dataset.position[np.resize(index, num)])
+
+
+def _integrator(config: ConfigDict, md_form: MDForm, mass: jax.Array) -> tuple[Integrator, int]:
     md = config.md
-    mass = jnp.asarray(atomic_masses[species], jnp.float32)
     common = dict(kT=units.thermal_energy(md.temperature_K), timestep=md.timestep_fs * units.FEMTOSECOND)
     damping_time = md.damping_time_fs * units.FEMTOSECOND
     if md.thermostat == "langevin":
@@ -121,6 +148,5 @@ def _integrator(config: ConfigDict, md_form: MDForm, species: np.ndarray) -> tup
 
 
 def _mean_over_frames(fn: Callable, position: np.ndarray) -> dict[str, np.ndarray]:
-    mapped = jax.jit(jax.vmap(fn))
-    parts = [mapped(position[start : start + CHUNK]) for start in range(0, len(position), CHUNK)]
-    return {name: np.concatenate([np.asarray(part[name]) for part in parts]).mean(axis=0) for name in parts[0]}
+    means = jax.jit(lambda frames: jax.tree.map(partial(jnp.mean, axis=0), lax.map(fn, frames, batch_size=FRAME_BATCH)))
+    return jax.tree.map(np.asarray, means(position))

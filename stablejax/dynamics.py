@@ -166,16 +166,21 @@ def kinetic_temperature(velocity: Float[Array, "*batch atom 3"], mass: Float[Arr
 
 def init_replica(integrator: Integrator, key: Key, prepared: Any, position: Position) -> Replica:
     """A replica at `position` with velocities drawn from `key`, at step 0."""
-    return restart(Replica(integrator.init(key, prepared, position), jnp.int32(0), None, None, None))
+    return _unfrozen(integrator.init(key, prepared, position), jnp.int32(0))
 
 
 def restart(replica: Replica) -> Replica:
     """The replica, free to move and with its record of violations cleared. Its step is kept."""
-    dtype = replica.md.position.dtype
-    return replica._replace(
-        violation=jnp.full(replica.step.shape, -jnp.inf, dtype),
-        is_frozen=jnp.zeros(replica.step.shape, bool),
-        is_finite=jnp.ones(replica.step.shape, bool),
+    return _unfrozen(replica.md, replica.step)
+
+
+def _unfrozen(md, step) -> Replica:
+    return Replica(
+        md=md,
+        step=step,
+        violation=jnp.full(step.shape, -jnp.inf, md.position.dtype),
+        is_frozen=jnp.zeros(step.shape, bool),
+        is_finite=jnp.ones(step.shape, bool),
     )
 
 

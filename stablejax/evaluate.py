@@ -109,6 +109,9 @@ def ratio_of_medians(
 
     Replicas are resampled in pairs, since both sets have the same starts. Where the later median is censored it counts
     as the horizon, so ratio and interval are lower bounds.
+
+    Raises:
+      ValueError: the sets differ in size, or stable replicas of one set were simulated for different times.
     """
     before, after = _checked(*before), _checked(*after)
     if len(before[0]) != len(after[0]):
@@ -116,21 +119,24 @@ def ratio_of_medians(
             f"`ratio_of_medians`: expected the same replicas before and after, got {len(before[0])} and "
             f"{len(after[0])}: evaluate both from the same starts."
         )
-    rng = np.random.default_rng(seed)
-    values = []
-    for _ in range(num_resamples):
-        index = rng.integers(0, len(before[0]), len(before[0]))
-        values.append(_median(after[0][index], after[1][index]) / _median(before[0][index], before[1][index]))
-    low, high = np.quantile(values, [0.025, 0.975])
+    for time, is_unstable in (before, after):
+        if len(horizons := np.unique(time[~is_unstable])) > 1:
+            raise ValueError(
+                "`ratio_of_medians`: expected all stable replicas to be simulated for the same time, got from "
+                f"{horizons[0]:g} to {horizons[-1]:g}: cut all at the shortest."
+            )
+    resampled = np.random.default_rng(seed).integers(0, len(before[0]), (num_resamples, len(before[0])))
+    ratios = _empirical_median(*after, resampled) / _empirical_median(*before, resampled)
+    low, high = np.quantile(ratios, [0.025, 0.975])
     later = median_first_passage(*after)
     return Ratio(later.value / median_first_passage(*before).value, float(low), float(high), later.is_censored)
 
 
-def _median(time, is_unstable) -> float:
-    # All replicas share one horizon, so the Kaplan–Meier curve is the plain empirical one.
-    failed = np.sort(time[is_unstable])
+def _empirical_median(time, is_unstable, resampled):
+    # All that were stable ended together, so Kaplan-Meier is the plain empirical curve.
+    failed_at = np.where(is_unstable, time, np.inf)[resampled]
     needed = -(-len(time) // 2)
-    return float(failed[needed - 1]) if len(failed) >= needed else float(np.max(time))
+    return np.minimum(np.sort(failed_at, axis=1)[:, needed - 1], time[resampled].max(axis=1))
 
 
 def _censored(time, is_unstable):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ def bind(model: nn.Module, species: Species) -> Potential:
         return model.init(key, species, pairs, jnp.ones((len(pairs.first), 3)))
 
     def atom_energies(params: Params, position: Position) -> Float[Array, " atom"]:
-        return model.apply(params, species, pairs, pair_vectors(position, pairs))
+        return _apply(model)(params, species, pairs, pair_vectors(position, pairs))
 
     return Potential(init, atom_energies)
 
@@ -72,7 +72,7 @@ def tabulated_form(model: nn.Module, species: Species, *, num_intervals: int = 1
     def prepare(params: Params):
         def table(block: int) -> tabulate.RadialTable:
             return tabulate.radial_table(
-                lambda distance: model.apply(params, distance, method="filters")[block],
+                lambda distance: _apply(model)(params, distance, method="filters")[block],
                 cutoff=model.cutoff,
                 num_intervals=num_intervals,
             )
@@ -83,7 +83,7 @@ def tabulated_form(model: nn.Module, species: Species, *, num_intervals: int = 1
         params, tables = prepared
         distance = pair_distances(position, pairs)
         filters = jnp.stack([tabulate.evaluate(table, distance) for table in tables])
-        return jnp.sum(model.apply(params, species, pairs, filters, method="energies_from_filters"))
+        return jnp.sum(_apply(model)(params, species, pairs, filters, method="energies_from_filters"))
 
     return MDForm(prepare, energy)
 
@@ -98,6 +98,11 @@ def energy_and_forces(
         return energy, -gradient
 
     return energy_and_forces_fn
+
+
+def _apply(model: nn.Module) -> Callable[..., Array]:
+    # Without mutable collections `apply` gives what the method gives.
+    return cast(Callable[..., Array], model.apply)
 
 
 def _species_and_pairs(species) -> tuple[Species, Pairs]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Protocol
 
 import jax
-from jaxtyping import Array, Bool, Float, Int, Shaped
+import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
 
+Array = jax.Array | np.ndarray
+"""What NumPy functions take and give: constants of a system may stay on the host."""
 Params = Any
 """A pytree of floating-point arrays."""
 Key = jax.Array

@@ -75,3 +75,5 @@ def test_bad_input_is_refused():
         evaluate.survival(np.array([-1.0]), np.ones(1, bool))
     with pytest.raises(ValueError, match="same replicas before and after, got 3 and 4"):
         evaluate.ratio_of_medians((np.ones(3), np.ones(3, bool)), (np.ones(4), np.ones(4, bool)), seed=0)
+    with pytest.raises(ValueError, match="for the same time, got from 1 to 2"):
+        evaluate.ratio_of_medians((np.arange(1.0, 3.0), np.zeros(2, bool)), (np.ones(2), np.ones(2, bool)), seed=0)

@@ -6,13 +6,14 @@ import base64
 import io
 import json
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import checkpoints, pipeline, progress
+from experiments import checkpoints, pipeline, progress, runtime, training
 from experiments.aspirin import build
 from experiments.configs import aspirin as aspirin_config
 from experiments.configs import aspirin_paper
@@ -94,8 +95,6 @@ def test_a_finished_run_is_not_run_again_and_gives_the_same_record(finished):
 
 def test_an_interrupted_run_ends_as_if_it_had_not_been(finished, tmp_path, monkeypatch):
     run_dir, record = finished
-    from experiments import stages
-
     real, calls = checkpoints.save, []
 
     def failing(path, tree):
@@ -109,7 +108,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(finished, tmp_path, monke
     with pytest.raises(KeyboardInterrupt):
         pipeline.run(tiny(tmp_path / "run"), build)
     monkeypatch.setattr(checkpoints, "save", real)
-    monkeypatch.setattr(stages, "run_pretraining", lambda *_: pytest.fail("pretraining was run again"))
+    monkeypatch.setattr(training, "run_pretraining", lambda *_: pytest.fail("pretraining was run again"))
     again = pipeline.run(tiny(tmp_path / "run"), build)
     drop = lambda rows: [row for row in rows if row["metric"] != "stage_wall_s"]  # noqa: E731
     assert drop(again["rows"]) == drop(record["rows"])
@@ -190,6 +189,13 @@ def test_checkpoints_keep_keys_and_refuse_others(tmp_path):
     with pytest.raises(ValueError, match=r"`md/x` has shape \(3,\), expected \(4,\)"):
         checkpoints.load(path, tree._replace(md=tree.md | {"x": jnp.arange(4.0)}))
     assert [file.name for file in tmp_path.iterdir()] == ["state.npz"]
+
+
+def test_command_of_the_record_has_no_paths_of_the_machine(monkeypatch):
+    monkeypatch.setattr(
+        sys, "argv", ["/home/me/experiments/aspirin.py", "--config.data.path=/home/me/mine.npz", "--v=1"]
+    )
+    assert runtime.command() == "python -m experiments.aspirin --config.data.path=mine.npz --v=1"
 
 
 def test_progress_says_how_far_and_keeps_every_figure(tmp_path):

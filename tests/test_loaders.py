@@ -13,6 +13,7 @@ from ase.io import write
 from experiments.configs import aspirin as aspirin_config
 from experiments.data import loaders
 from stablejax import units
+from stablejax.geometry import Pairs
 
 SPECIES = np.array([8, 1, 1])
 NUM = 20
@@ -135,13 +136,15 @@ def test_atoms_that_change_order(tmp_path):
 
 
 def test_like_atoms_that_change_order_are_found_by_their_bonds():
-    length = np.full((NUM, 2), 1.0)
-    length[3, 1] = 2.7
+    position = np.tile(np.array([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), (NUM, 1, 1))
+    position[3, 2, 1] = 2.7
+    dataset = loaders.Dataset(np.array([8, 1, 1]), position, None, None, None, None, None)
+    bonds = Pairs(np.array([0, 0]), np.array([1, 2]))
     with pytest.raises(
         ValueError, match="frame 3: the bond 0-2 is 2.70 Å long, its median is 1.00 Å: the atoms change"
     ):
-        loaders.check_bonds_kept(length, np.array([0, 0]), np.array([1, 2]), threshold=0.5)
-    loaders.check_bonds_kept(length, np.array([0, 0]), np.array([1, 2]), threshold=2.0)
+        loaders.check_bonds_kept(dataset, bonds, threshold=0.5)
+    loaders.check_bonds_kept(dataset, bonds, threshold=2.0)
 
 
 def test_extended_xyz_without_labels(tmp_path):

@@ -16,8 +16,12 @@ import importlib.metadata
 import os
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from ase import Atoms
 
 SMILES = "CC(=O)Oc1ccccc1C(=O)O"
 TEMPERATURE_K = 500.0
@@ -105,7 +109,7 @@ def run_trajectory(index: int, work: Path) -> Path:
     if path.exists():
         return path
     rng = np.random.default_rng([SEED, index])
-    atoms = read(work / "start.xyz")
+    atoms = cast("Atoms", read(work / "start.xyz"))
     atoms.calc = calculator()
     # Twice the kinetic energy: half of it flows into the potential from the minimum.
     thermalize_momenta(atoms, temperature_K=2 * TEMPERATURE_K, rng=rng)

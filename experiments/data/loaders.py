@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
 from stablejax import units
+from stablejax.geometry import Pairs
+
+if TYPE_CHECKING:
+    from ase import Atoms
 
 ENERGY_UNITS = {"eV": 1.0, "kcal/mol": units.KCAL_PER_MOL, "hartree": units.HARTREE}
 LENGTH_UNITS = {"angstrom": 1.0, "bohr": units.BOHR}
@@ -91,8 +95,7 @@ def split(dataset: Dataset, *, num_train: int, num_validation: int, num_test: in
     """
     rng = np.random.default_rng(seed)
     frames = np.arange(len(dataset.position))
-    runs = np.array([]) if dataset.trajectory is None else np.unique(dataset.trajectory)
-    if len(runs) > 1:
+    if dataset.trajectory is not None and len(runs := np.unique(dataset.trajectory)) > 1:
         held_out = runs[-max(1, len(runs) // 4) :]
         is_held_out = np.isin(dataset.trajectory, held_out)
         learnable, testable = rng.permutation(frames[~is_held_out]), rng.permutation(frames[is_held_out])
@@ -117,22 +120,22 @@ def split(dataset: Dataset, *, num_train: int, num_validation: int, num_test: in
     return chosen
 
 
-def check_bonds_kept(length: np.ndarray, first: np.ndarray, second: np.ndarray, *, threshold: float) -> None:
+def check_bonds_kept(dataset: Dataset, bonds: Pairs, *, threshold: float) -> None:
     """Raise if the reference itself violates the stability criterion.
 
     Args:
-      length: [frame, bond] bond lengths, Å.
-      first: atoms of the bonds.
-      second: the other atoms.
-      threshold: largest allowed deviation from the mean, Å.
+      dataset: the reference.
+      bonds: as found in it.
+      threshold: largest allowed deviation of a bond from its median length, Å.
     """
+    length = np.linalg.norm(dataset.position[:, bonds.first] - dataset.position[:, bonds.second], axis=-1)
     deviation = np.abs(length - np.median(length, axis=0))
     frame, bond = np.unravel_index(np.argmax(deviation), deviation.shape)
     if deviation[frame, bond] > threshold:
         raise ValueError(
-            f"frame {frame}: the bond {first[bond]}-{second[bond]} is {length[frame, bond]:.2f} Å long, its median is "
-            f"{np.median(length[:, bond]):.2f} Å: the atoms change their order between frames or the bond breaks in "
-            "the reference; give every frame the same order of atoms, or remove the frame."
+            f"frame {frame}: the bond {bonds.first[bond]}-{bonds.second[bond]} is {length[frame, bond]:.2f} Å long, "
+            f"its median is {np.median(length[:, bond]):.2f} Å: the atoms change their order between "
+            "frames or the bond breaks in the reference; give every frame the same order of atoms, or remove the frame."
         )
 
 
@@ -178,7 +181,7 @@ def _read_npz(path: Path) -> Dataset:
 def _read_extxyz(path: Path) -> Dataset:
     from ase.io import read
 
-    frames = read(path, index=":", format="extxyz")
+    frames = cast("list[Atoms]", read(path, index=":", format="extxyz"))
     species = frames[0].numbers
     for index, atoms in enumerate(frames):
         if not np.array_equal(atoms.numbers, species):

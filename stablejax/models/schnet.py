@@ -58,7 +58,7 @@ class SchNet(nn.Module):
         feature = self.embedding(species).astype(filters.dtype)
         for block in range(self.num_blocks):
             sent = self.convolution_in[block](feature)
-            message = (
+            message: Array = (
                 jnp.zeros_like(sent)
                 .at[pairs.first]
                 .add(sent[pairs.second] * filters[block])

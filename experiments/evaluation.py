@@ -1,0 +1,173 @@
+"""The stage that measures: first passage from held-out starts, and what the potential gives until then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from ml_collections import ConfigDict
+
+from experiments import systems
+from experiments.progress import Progress
+from experiments.systems import System
+from stablejax import dynamics, losses, units
+from stablejax.observables import transport
+from stablejax.types import Params
+
+
+class Evaluation(NamedTuple):
+    """What simulation with one set of parameters gave. Observables are of stable frames only."""
+
+    first_passage_ps: np.ndarray  # [replica]; the horizon where stable
+    is_unstable: np.ndarray  # [replica]
+    is_finite: np.ndarray  # [replica] False: stopped before a state that was not finite
+    num_frames: np.ndarray  # [] stable frames
+    temperature_K: np.ndarray  # [] mean kinetic temperature
+    structure: dict[str, np.ndarray]  # means over the stable frames
+    vacf: np.ndarray  # [replica, lag]; NaN for a replica without one whole window
+    energy_mae: np.ndarray  # [] eV, held-out frames
+    force_mae: np.ndarray  # [] eV/Å
+
+
+class Seen(NamedTuple):
+    """What one chunk of simulation showed."""
+
+    num_frames: jax.Array  # [] stable frames of all replicas
+    total: dict[str, jax.Array]  # observables, summed over them
+    is_whole: jax.Array  # [replica] stable for the whole chunk, so that its VACF counts
+    vacf: jax.Array  # [replica, lag]
+
+
+class Looks(NamedTuple):
+    """Compiled once for an experiment: start the replicas of an evaluation, and run them for a chunk."""
+
+    prepare: Callable[[Params], Any]
+    start: Callable[[Any], dynamics.Replica]
+    look: Callable[[Any, dynamics.Replica], tuple[dynamics.Replica, Seen]]
+
+
+def build_evaluation(config: ConfigDict, system: System) -> Looks:
+    """Starts, velocities and noise depend on the config only, so they are the same for any parameters."""
+    settings = config.evaluate
+    steps_per_frame = _whole(settings.frame_spacing_fs / config.md.timestep_fs, "evaluate.frame_spacing_fs")
+    frames_per_chunk = _whole(settings.chunk_ps * 1000 / settings.frame_spacing_fs, "evaluate.chunk_ps")
+
+    def look_at_one(prepared, replica):
+        replica, (frame, is_valid) = dynamics.sample(
+            system.integrator,
+            system.evaluate_criterion,
+            prepared,
+            replica,
+            num_frames=frames_per_chunk,
+            steps_per_frame=steps_per_frame,
+        )
+        temperature = dynamics.kinetic_temperature(frame.velocity, system.mass, num_removed=system.num_removed)
+        seen = jax.vmap(system.structure_fn)(frame.position) | {"temperature": temperature}
+        total = jax.tree.map(lambda x: jnp.tensordot(is_valid.astype(x.dtype), x, axes=1), seen)
+        vacf = transport.velocity_autocorrelation(frame.velocity, system.mass, num_lags=_num_lags(config))
+        return replica, Seen(jnp.sum(is_valid), total, jnp.all(is_valid), vacf)
+
+    @jax.jit
+    def look(prepared, replicas):
+        replicas, seen = system.map_replicas(look_at_one)(prepared, replicas)
+        total = jax.tree.map(lambda x: jnp.sum(x, axis=0), seen.total)
+        return replicas, seen._replace(num_frames=jnp.sum(seen.num_frames), total=total)
+
+    start = system.map_replicas(
+        lambda prepared, one: dynamics.init_replica(system.integrator, one[0], prepared, one[1])
+    )
+    position = systems.start_positions(system, system.split.test, settings.num_replicas)
+    keys = jax.random.split(systems.key_for(config, "evaluate"), settings.num_replicas)
+    return Looks(
+        prepare=jax.jit(system.md_form.prepare),
+        start=jax.jit(lambda prepared: start(prepared, (keys, position))),
+        look=look,
+    )
+
+
+def run_evaluation(config: ConfigDict, system: System, looks: Looks, params: Params, progress: Progress) -> Evaluation:
+    """First passage from held-out starts, and observables of the frames before it."""
+    settings = config.evaluate
+    num_chunks = _whole(settings.horizon_ps / settings.chunk_ps, "evaluate.horizon_ps")
+    prepared = looks.prepare(params)
+    replicas = looks.start(prepared)
+    chunks: list[Seen] = []
+    for chunk in range(num_chunks):
+        replicas, seen = looks.look(prepared, replicas)
+        chunks.append(jax.tree.map(lambda x: np.asarray(x, np.float64), seen))
+        fraction = float(replicas.is_frozen.mean())
+        progress.update(
+            f"{(chunk + 1) * settings.chunk_ps:g}/{settings.horizon_ps:g} ps, {100 * fraction:.0f} % unstable",
+            (chunk + 1) / num_chunks,
+            simulated_ps=float(replicas.step.sum()) * config.md.timestep_fs / 1000,
+            fraction_unstable=fraction,
+        )
+        if fraction == 1:
+            break
+    num_frames = sum(seen.num_frames for seen in chunks)
+    if num_frames == 0:
+        raise ValueError(
+            f"no replica was stable until its first frame at {settings.frame_spacing_fs:g} fs, so there is nothing to "
+            "average: the potential is too poor to simulate; raise config.pretrain.num_steps."
+        )
+    structure = jax.tree.map(lambda *parts: sum(parts) / num_frames, *(seen.total for seen in chunks))
+    errors = label_errors(system, params, system.split.test)
+    return Evaluation(
+        first_passage_ps=np.asarray(replicas.step) * config.md.timestep_fs / 1000,
+        is_unstable=np.asarray(replicas.is_unstable),
+        is_finite=np.asarray(replicas.is_finite),
+        num_frames=np.asarray(num_frames),
+        temperature_K=np.asarray(structure.pop("temperature") / units.BOLTZMANN_EV_PER_K),
+        structure=structure,
+        vacf=_mean_vacf(chunks),
+        energy_mae=np.asarray(errors.energy_mae),
+        force_mae=np.asarray(errors.force_mae),
+    )
+
+
+def _mean_vacf(chunks: list[Seen]) -> np.ndarray:
+    """[replica, lag] mean over the chunks that count; NaN for a replica without any."""
+    is_whole = np.stack([seen.is_whole for seen in chunks])[:, :, None] > 0
+    vacf = np.stack([seen.vacf for seen in chunks])
+    num_windows = is_whole.sum(axis=0)
+    total = np.where(is_whole, vacf, 0.0).sum(axis=0)
+    return np.divide(total, num_windows, out=np.full(total.shape, np.nan), where=num_windows > 0)
+
+
+def reference_vacf(config: ConfigDict, system: System) -> np.ndarray | None:
+    """[window, lag] VACF of the reference in windows like the evaluation's; None without consecutive velocities."""
+    dataset, settings = system.dataset, config.evaluate
+    if dataset.velocity is None or dataset.trajectory is None or dataset.frame_spacing_fs != settings.frame_spacing_fs:
+        return None
+    size = round(settings.chunk_ps * 1000 / settings.frame_spacing_fs)
+    num_lags = _num_lags(config)
+    runs = [dataset.velocity[dataset.trajectory == run] for run in np.unique(dataset.trajectory)]
+    windows = [run[start : start + size] for run in runs for start in range(0, len(run) - size + 1, size)]
+    fn = jax.jit(lambda velocity: transport.velocity_autocorrelation(velocity, system.mass, num_lags=num_lags))
+    return np.stack([np.asarray(fn(window)) for window in windows])
+
+
+def label_errors(system: System, params: Params, index: np.ndarray) -> losses.LabelErrors:
+    """Mean absolute errors on frames."""
+
+    @jax.jit
+    def mean_errors(params, frames):
+        one = lambda frame: system.qm_loss(params, jax.tree.map(lambda leaf: leaf[None], frame))[1]  # noqa: E731
+        return jax.tree.map(jnp.mean, lax.map(one, frames, batch_size=systems.FRAME_BATCH))
+
+    return mean_errors(params, systems.labelled(system, index))
+
+
+def _num_lags(config: ConfigDict) -> int:
+    settings = config.evaluate
+    return _whole(settings.vacf_window_fs / settings.frame_spacing_fs, "evaluate.vacf_window_fs") + 1
+
+
+def _whole(value: float, name: str) -> int:
+    if value < 1 or abs(value - round(value)) > 1e-6:
+        raise ValueError(f"config.{name} has to be a whole number of the steps it counts, got {value:g} of them.")
+    return round(value)

@@ -1,0 +1,242 @@
+"""The two stages that change the parameters: pretraining and StABlE training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import PartitionSpec
+from ml_collections import ConfigDict
+
+from experiments import systems
+from experiments.progress import Progress
+from experiments.systems import System
+from stablejax import boltzmann, dynamics, losses, pretrain, stable, units
+from stablejax.dynamics import REPLICA_AXIS
+from stablejax.types import Params
+
+REPLICATED, SHARDED = PartitionSpec(), PartitionSpec(REPLICA_AXIS)
+
+
+def run_pretraining(config: ConfigDict, system: System, progress: Progress) -> Params:
+    """Parameters with the lowest validation loss."""
+    settings = config.pretrain
+    init, run = _build_pretraining(settings, system)
+    validate = jax.jit(system.qm_loss)
+    train, validation = systems.labelled(system, system.split.train), systems.labelled(system, system.split.validation)
+    state = init(system.potential.init(systems.key_for(config, "model")))
+    rng = np.random.default_rng([config.seed, 0])
+    best_loss, best_params = np.inf, state.average_params
+    for done in range(0, settings.num_steps, settings.steps_per_validation):
+        num_steps = min(settings.steps_per_validation, settings.num_steps - done)
+        state, info = run(state, train, _batches(rng, len(train.energy), num_steps, settings.batch_size))
+        loss, errors = validate(state.average_params, validation)
+        if float(loss) < best_loss:
+            best_loss, best_params = float(loss), state.average_params
+        progress.update(
+            f"step {done + num_steps}/{settings.num_steps}, loss {float(info.loss.mean()):.4f}, validation "
+            f"{1000 * float(errors.energy_mae):.0f} meV, {float(errors.force_mae):.3f} eV/Å",
+            (done + num_steps) / settings.num_steps,
+            step=done + num_steps,
+            train_loss=float(info.loss.mean()),
+            validation_loss=float(loss),
+            validation_energy_mae_eV=float(errors.energy_mae),
+            validation_force_mae_eV_per_A=float(errors.force_mae),
+        )
+        if not np.isfinite(float(loss)):
+            raise ValueError("pretraining diverged: lower config.pretrain.learning_rate.")
+        if settings.schedule == "plateau":
+            scale = float(optax.tree.get(state.optimizer_state, "scale"))
+            if scale <= settings.min_rate_scale:
+                break
+    return best_params
+
+
+def _build_pretraining(settings: ConfigDict, system: System):
+    """`init(params) -> state` and `run(state, frames, index of each batch) -> (state, info of each step)`."""
+    mesh = dynamics.replica_mesh()
+    if settings.batch_size % mesh.size:
+        raise ValueError(
+            f"config.pretrain.batch_size = {settings.batch_size} cannot be shared evenly by {mesh.size} devices: "
+            "choose a multiple, or set config.host_devices."
+        )
+    init, step = pretrain.pretraining(
+        system.qm_loss, _pretrain_optimizer(settings), average_decay=settings.average_decay, axis_name=REPLICA_AXIS
+    )
+
+    def run(state, frames, index):
+        return jax.lax.scan(lambda s, batch: step(s, jax.tree.map(lambda leaf: leaf[batch], frames)), state, index)
+
+    in_specs = (REPLICATED, REPLICATED, PartitionSpec(None, REPLICA_AXIS))
+    return init, jax.jit(jax.shard_map(run, mesh=mesh, in_specs=in_specs, out_specs=REPLICATED, check_vma=False))
+
+
+def build_stable_training(config: ConfigDict, system: System) -> stable.StableTraining:
+    """Algorithm 1 with the settings of the config, its replicas and samples shared between all devices."""
+    settings = config.stable
+    observable_grad = boltzmann.boltzmann_grad(
+        losses.observable_loss(system.reference, system.observable_weight),
+        system.potential.energy,
+        system.observable_fn,
+        kT=units.thermal_energy(config.md.temperature_K),
+        chunk_size=settings.estimator_chunk,
+        axis_name=REPLICA_AXIS,
+    )
+    return stable.stable_training(
+        prepare=system.md_form.prepare,
+        integrator=system.integrator,
+        criterion=system.train_criterion,
+        observable_grad=jax.shard_map(
+            observable_grad,
+            mesh=dynamics.replica_mesh(),
+            in_specs=(REPLICATED, SHARDED, SHARDED),
+            out_specs=REPLICATED,
+            check_vma=False,
+        ),
+        qm_loss=system.qm_loss,
+        combine=stable.weighted_sum(settings.qm_weight),
+        optimizer=_stable_optimizer(settings),
+        plateau=optax.contrib.reduce_on_plateau(factor=settings.plateau_factor, patience=settings.plateau_patience),
+        rate_schedule=_rate_schedule(settings),
+        min_rate_scale=settings.min_rate_scale,
+        max_epochs=settings.max_epochs,
+        steps_per_epoch=settings.steps_per_epoch,
+        steps_per_frame=settings.steps_per_frame,
+        max_unstable=settings.max_unstable,
+        min_unstable=settings.min_unstable,
+        freeze_above=system.freeze_above,
+        map_replicas=system.map_replicas,
+    )
+
+
+def init_stable(config: ConfigDict, system: System, params: Params) -> stable.StableState:
+    """The state at the start of StABlE training, from frames of the training set."""
+    position = systems.start_positions(system, system.split.train, config.stable.num_replicas)
+    return jax.jit(build_stable_training(config, system).init)(systems.key_for(config, "stable"), params, position)
+
+
+def run_stable(
+    config: ConfigDict,
+    system: System,
+    state: stable.StableState,
+    tracker: list[dict],
+    save: Callable[[stable.StableState, list[dict]], None],
+    progress: Progress,
+) -> stable.StableState:
+    """Cycles of simulation and learning, from where `state` and `tracker` stand; `save` is called after every step."""
+    settings = config.stable
+    training = build_stable_training(config, system)
+    simulate, learn = jax.jit(training.simulate), jax.jit(training.learn)
+    ps_per_step = config.md.timestep_fs / 1000
+    most_calls = settings.max_simulation_ps / (settings.steps_per_epoch * ps_per_step)
+    simulated_ps = tracker[-1]["simulated_ps"] if tracker else 0.0
+    calls = 0
+    while int(state.cycle) < settings.num_cycles:
+        cycle, epoch = int(state.cycle), int(state.epoch)
+        info: stable.SimulateInfo | stable.LearnInfo
+        if int(state.phase) == stable.SIMULATE:
+            state, info = simulate(state)
+            calls = 0 if int(state.phase) == stable.LEARN else calls + 1
+        else:
+            state, info = learn(state, _static_batch(config, system, cycle, epoch))
+        simulated_ps += float(info.num_steps) * ps_per_step
+        entry = _course_entry(info, cycle, simulated_ps)
+        tracker.append(entry)
+        save(state, tracker)
+        done = cycle + 1 if int(state.cycle) > cycle else cycle + _fraction_of_cycle(settings, entry, epoch)
+        progress.update(
+            f"cycle {cycle + 1}/{settings.num_cycles}, {_said(entry, epoch)}, {simulated_ps:.0f} ps simulated, "
+            f"{100 * entry['fraction_unstable']:.0f} % unstable",
+            done / settings.num_cycles,
+            **entry,
+        )
+        if calls > most_calls:
+            progress.say(
+                f"no more instability: under {100 * settings.max_unstable:.0f} % of the replicas failed within "
+                f"{settings.max_simulation_ps:g} ps, so StABlE training ends after {cycle} cycles"
+            )
+            break
+    return state
+
+
+def _static_batch(config: ConfigDict, system: System, cycle: int, epoch: int) -> losses.Labelled:
+    """Frames of the static set for one epoch, without replacement; they follow from the seed and the epoch only."""
+    rng = np.random.default_rng([config.seed, 1, cycle, epoch])
+    return systems.labelled(system, rng.permutation(system.split.train)[: config.stable.qm_batch_size])
+
+
+def _course_entry(info: stable.SimulateInfo | stable.LearnInfo, cycle: int, simulated_ps: float) -> dict:
+    """One point of the course of training, as numbers that JSON holds."""
+    entry = {
+        "phase": "simulating",
+        "cycle": cycle,
+        "fraction_unstable": float(info.fraction_unstable),
+        "num_quarantined": int(info.num_quarantined),
+        "simulated_ps": simulated_ps,
+    }
+    if isinstance(info, stable.SimulateInfo):
+        return entry
+    names = ("observable_loss", "qm_loss", "observable_gradient_norm", "qm_gradient_norm", "rate_scale")
+    return (
+        entry
+        | {"phase": "learning"}
+        | {name: float(getattr(info, name)) for name in names}
+        | {
+            "num_samples": int(info.num_samples),
+            "qm_force_mae_eV_per_A": float(info.qm_errors.force_mae),
+            "was_updated": bool(info.was_updated),
+        }
+    )
+
+
+def _said(entry: dict, epoch: int) -> str:
+    if entry["phase"] == "simulating":
+        return "simulating"
+    return f"learning, epoch {epoch + 1}, observable loss {entry['observable_loss']:.4f}"
+
+
+def _fraction_of_cycle(settings: ConfigDict, entry: dict, epoch: int) -> float:
+    """Share of a cycle's time that is over; finding instability takes about a quarter."""
+    if entry["phase"] == "simulating":
+        return max(0.25 * min(entry["fraction_unstable"] / settings.max_unstable, 1.0), 0.02)
+    return 0.25 + 0.75 * (epoch + 1) / settings.max_epochs
+
+
+def _batches(rng: np.random.Generator, num_frames: int, num_batches: int, batch_size: int) -> jax.Array:
+    """Indices of batches, drawn without replacement within an epoch."""
+    needed = num_batches * batch_size
+    epochs = [rng.permutation(num_frames) for _ in range(-(-needed // num_frames))]
+    return jnp.asarray(np.concatenate(epochs)[:needed].reshape(num_batches, batch_size))
+
+
+def _pretrain_optimizer(settings: ConfigDict) -> optax.GradientTransformation:
+    clip = optax.clip_by_global_norm(settings.clip_norm)
+    if settings.schedule == "cosine":
+        return optax.chain(clip, optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.num_steps)))
+    if settings.schedule == "plateau":
+        plateau = optax.contrib.reduce_on_plateau(
+            factor=settings.plateau_factor,
+            patience=settings.plateau_patience,
+            accumulation_size=settings.steps_per_validation,
+        )
+        return optax.chain(clip, optax.adam(settings.learning_rate), plateau)
+    raise ValueError(f"config.pretrain.schedule has to be cosine or plateau, got {settings.schedule!r}.")
+
+
+def _stable_optimizer(settings: ConfigDict) -> optax.GradientTransformation:
+    optimizers = {"sgd": optax.sgd, "adam": optax.adam}
+    if settings.optimizer not in optimizers:
+        raise ValueError(f"config.stable.optimizer has to be sgd or adam, got {settings.optimizer!r}.")
+    optimizer = optimizers[settings.optimizer](settings.learning_rate)
+    return optax.chain(optax.clip_by_global_norm(settings.clip_norm), optimizer) if settings.clip_norm else optimizer
+
+
+def _rate_schedule(settings: ConfigDict) -> optax.Schedule:
+    if settings.rate_schedule == "constant":
+        return optax.constant_schedule(1.0)
+    if settings.rate_schedule == "cosine":
+        return optax.cosine_decay_schedule(1.0, settings.max_epochs)
+    raise ValueError(f"config.stable.rate_schedule has to be constant or cosine, got {settings.rate_schedule!r}.")
