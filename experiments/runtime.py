@@ -44,6 +44,8 @@ def configure(*, host_devices: int) -> None:
     # jax-md asks for float64 in places and is given float32, as it should be without x64.
     warnings.filterwarnings("ignore", message="Explicitly requested dtype", category=UserWarning)
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
+    # It says so when it makes its list of fonts, once on every new machine.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.WARNING)
     os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false " + os.environ.get("XLA_FLAGS", "")
     jax.config.update("jax_num_cpu_devices", host_devices or available_cores())
 

@@ -35,15 +35,14 @@ def get_config() -> ConfigDict:
     config.observable.by_element = True
     config.observable.width_A = 0.04
     config.observable.smearing_A = 0.02
-    config.observable.weight = 15.0
+    config.observable.weight = 30.0
 
     config.stable.num_replicas = 32
     config.stable.max_unstable = 0.5
     config.stable.num_cycles = 1
     config.stable.max_epochs = 14
     config.stable.optimizer = "adam"
-    config.stable.learning_rate = 2e-4
-    config.stable.clip_norm = 0.0
+    config.stable.learning_rate = 1e-4
     config.stable.max_simulation_ps = 20.0
 
     config.evaluate.num_replicas = 32
