@@ -80,10 +80,16 @@ def molecule(config: ConfigDict, model: nn.Module) -> System:
     }
     trained_on = by_element if config.observable.by_element else {"all": distances}
 
+    h_r_weight = config.observable.weight * config.observable.width_A / len(trained_on)
+    observable_weight = dict.fromkeys(trained_on, h_r_weight)
+    if config.observable.bond_weight:
+        variance = _mean_over_frames(lambda x: (lengths(x) - length) ** 2, dataset.position)
+        trained_on["bond_variance"] = structure.bond_variances(bonds, length, variance)
+        observable_weight["bond_variance"] = config.observable.bond_weight / len(length)
+
     def observable_fn(position):
         return {name: fn(position) for name, fn in trained_on.items()}
 
-    weight = config.observable.weight * config.observable.width_A / len(trained_on)
     bound = potential.bind(model, dataset.species)
     num_intervals = config.md.table_intervals
     md_form = (
@@ -112,7 +118,7 @@ def molecule(config: ConfigDict, model: nn.Module) -> System:
         criterion_name=f"a bond is {threshold:g} Å off its mean length",
         observable_fn=observable_fn,
         reference=_mean_over_frames(observable_fn, dataset.position),
-        observable_weight=dict.fromkeys(trained_on, weight),
+        observable_weight=observable_weight,
         structure_fn=structure_fn,
         structure_reference=structure_reference,
         distance_centre=centre,
@@ -147,6 +153,6 @@ def _integrator(config: ConfigDict, md_form: MDForm, mass: jax.Array) -> tuple[I
     raise ValueError(f"config.md.thermostat has to be langevin or nose_hoover, got {md.thermostat!r}.")
 
 
-def _mean_over_frames(fn: Callable, position: np.ndarray) -> dict[str, np.ndarray]:
+def _mean_over_frames(fn: Callable, position: np.ndarray) -> Any:
     means = jax.jit(lambda frames: jax.tree.map(partial(jnp.mean, axis=0), lax.map(fn, frames, batch_size=FRAME_BATCH)))
     return jax.tree.map(np.asarray, means(position))

@@ -57,6 +57,21 @@ def test_h_r_gradient_is_finite_differences(x64):
     assert float(gradient[1, 0]) == pytest.approx(float(slope), rel=1e-6)
 
 
+def test_bond_variances_are_one_on_the_reference_and_find_one_stretched_bond():
+    rng = np.random.default_rng(0)
+    position = np.zeros((500, 3, 3), np.float32)
+    position[:, 1, 0], position[:, 2, 1] = 1.0 + 0.05 * rng.normal(size=500), 1.4 + 0.03 * rng.normal(size=500)
+    bonds = geometry.Pairs(np.array([0, 0]), np.array([1, 2]))
+    length = np.array(jax.vmap(structure.bond_lengths(bonds))(position))
+    observable = jax.vmap(structure.bond_variances(bonds, length.mean(0), length.var(0)))
+    np.testing.assert_allclose(observable(position).mean(0), 1.0, rtol=1e-4)
+    stretched = position.copy()
+    stretched[:5, 1, 0] += 0.5
+    mean = observable(stretched).mean(0)
+    assert mean[0] == pytest.approx(1 + 0.01 * (0.5 / length[:, 0].std()) ** 2, rel=0.2)
+    assert mean[1] == pytest.approx(1.0, rel=1e-4)
+
+
 def test_bonds_lengths_and_angles_of_a_water_molecule():
     angle = np.deg2rad(104.5)
     position = 0.96 * np.array([[0, 0, 0], [1, 0, 0], [np.cos(angle), np.sin(angle), 0]]) + 0.3

@@ -36,6 +36,7 @@ def get_config() -> ConfigDict:
     config.observable.width_A = 0.04
     config.observable.smearing_A = 0.02
     config.observable.weight = 30.0
+    config.observable.bond_weight = 3.0
 
     config.stable.num_replicas = 32
     config.stable.max_unstable = 0.5

@@ -50,6 +50,19 @@ def bond_lengths(bonds: Pairs) -> ObservableFn:
     return lambda position: pair_distances(position, bonds)
 
 
+def bond_variances(bonds: Pairs, mean: Float[Array, " bond"], variance: Float[Array, " bond"]) -> ObservableFn:
+    """Squared deviation of each bond from its reference mean, over its reference variance: 1 on average there.
+
+    A bond that stretches far, and rarely, is lost in a distribution of distances; here it weighs as its square.
+
+    Args:
+      bonds: bonded pairs.
+      mean: of the length of each in the reference, Å.
+      variance: of the length of each in the reference, Å².
+    """
+    return lambda position: (pair_distances(position, bonds) - mean) ** 2 / variance
+
+
 def bond_angles(triples: Int[Array, "angle 3"]) -> ObservableFn:
     """Angle i–j–k at the middle atom of each triple, radians in [0, π]. Differentiable except where it is 0 or π."""
 
