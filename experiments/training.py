@@ -97,7 +97,9 @@ def build_stable_training(config: ConfigDict, system: System) -> stable.StableTr
             check_vma=False,
         ),
         qm_loss=system.qm_loss,
-        combine=stable.weighted_sum(settings.qm_weight),
+        combine=stable.clipped_sum(settings.qm_weight, max_norm=settings.observable_clip_norm)
+        if settings.observable_clip_norm
+        else stable.weighted_sum(settings.qm_weight),
         optimizer=_stable_optimizer(settings),
         plateau=optax.contrib.reduce_on_plateau(factor=settings.plateau_factor, patience=settings.plateau_patience),
         rate_schedule=_rate_schedule(settings),

@@ -73,6 +73,21 @@ def weighted_sum(qm_weight: float) -> Callable[[Params, Params], Params]:
     return lambda observable, qm: jax.tree.map(lambda o, q: o + qm_weight * q, observable, qm)
 
 
+def clipped_sum(qm_weight: float, *, max_norm: float) -> Callable[[Params, Params], Params]:
+    """∇L_obs, clipped to a global norm of `max_norm`, + λ ∇L_QM.
+
+    The observable's gradient has a heavy tail, from samples far outside the data; clipping the sum instead would let
+    them silence the regularisation.
+    """
+    clip = optax.clip_by_global_norm(max_norm)
+
+    def combine(observable, qm):
+        clipped, _ = clip.update(observable, clip.init(observable))
+        return weighted_sum(qm_weight)(clipped, qm)
+
+    return combine
+
+
 def stable_training(
     *,
     prepare: Callable[[Params], Any],

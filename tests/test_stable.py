@@ -268,3 +268,8 @@ def test_the_loop_finds_the_stiffness_that_gives_the_reference(spring):
 def test_settings_that_make_no_sense_are_refused(changes, message, spring):
     with pytest.raises(ValueError, match=message):
         training(spring, never_fails, **changes)
+
+
+def test_clipped_sum_keeps_the_regularisation():
+    combine = stable.clipped_sum(10.0, max_norm=1.0)
+    np.testing.assert_allclose(combine(jnp.array([300.0, 400.0]), jnp.array([0.1, 0.0])), [1.6, 0.8], rtol=1e-6)

@@ -44,6 +44,7 @@ def get_config() -> ConfigDict:
     config.stable.max_epochs = 14
     config.stable.optimizer = "adam"
     config.stable.learning_rate = 1e-4
+    config.stable.observable_clip_norm = 15.0
     config.stable.max_simulation_ps = 20.0
 
     config.evaluate.num_replicas = 32

@@ -54,6 +54,7 @@ def get_config() -> ConfigDict:
     stable.optimizer = "sgd"  # sgd or adam
     stable.learning_rate = 1e-3  # α
     stable.rate_schedule = "constant"  # cosine: to 0 over max_epochs of each learning phase, on top of the plateau
+    stable.observable_clip_norm = 0.0  # of the gradient of the observable loss before it is added; 0: not clipped
     stable.clip_norm = 1.0  # of the whole gradient; 0: not clipped
     stable.qm_weight = 10.0  # λ of Equation 7
     stable.qm_batch_size = 100  # frames of the static set per epoch; the whole set if that is smaller
