@@ -77,8 +77,7 @@ def _claim(run_dir: Path, config: ConfigDict) -> None:
                 "choose another directory with --config.run_dir, or remove this one."
             )
         return
-    about = {"config": mine, "commit": runtime.commit(), "versions": runtime.versions(), "command": runtime.command()}
-    path.write_text(json.dumps(about, indent=1) + "\n")
+    path.write_text(json.dumps({"config": mine} | runtime.about(), indent=1) + "\n")
 
 
 def _cached(path: Path, make: Callable, like):

@@ -47,14 +47,10 @@ def make_record(
     ]
     return {
         "name": f"{config.name}_seed{config.seed}",
-        "command": runtime.command(),
-        "commit": runtime.commit(),
         "config": _public(config),
-        "versions": runtime.versions(),
-        "machine": runtime.machine(),
         "wall_s": sum(wall_s.values()),
         "rows": rows,
-    }
+    } | runtime.about()
 
 
 def _phase_rows(config, system, phase, run: Evaluation, reference_vacf) -> list[dict]:

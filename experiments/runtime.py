@@ -55,6 +55,11 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def about() -> dict[str, object]:
+    """What every record says of its run."""
+    return {"command": command(), "commit": commit(), "versions": versions(), "machine": machine()}
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide the result."""
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
@@ -89,8 +94,9 @@ def commit() -> str:
 
 def command() -> str:
     """The command that runs this experiment, without paths of this machine."""
-    module = Path(sys.argv[0]).stem
-    return " ".join([f"python -m experiments.{module}", *map(_without_folder, sys.argv[1:])])
+    spec = sys.modules["__main__"].__spec__
+    module = f"-m {spec.name}" if spec else Path(sys.argv[0]).name
+    return " ".join([f"python {module}", *map(_without_folder, sys.argv[1:])])
 
 
 def _without_folder(argument: str) -> str:

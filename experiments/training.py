@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from ml_collections import ConfigDict
 from experiments import systems
 from experiments.progress import Progress
 from experiments.systems import System
-from stablejax import boltzmann, dynamics, losses, pretrain, stable, units
+from stablejax import boltzmann, diagnostics, dynamics, losses, pretrain, refine, reweighting, stable, units
 from stablejax.dynamics import REPLICA_AXIS
 from stablejax.types import Params
 
@@ -74,33 +75,60 @@ def _build_pretraining(settings: ConfigDict, system: System):
     return init, jax.jit(jax.shard_map(run, mesh=mesh, in_specs=in_specs, out_specs=REPLICATED, check_vma=False))
 
 
-def build_stable_training(config: ConfigDict, system: System) -> stable.StableTraining:
-    """Algorithm 1 with the settings of the config, its replicas and samples shared between all devices."""
-    settings = config.stable
-    observable_grad = boltzmann.boltzmann_grad(
+def _build_refinement(config: ConfigDict, system: System) -> refine.Refinement:
+    """From samples, shared between all devices, to new parameters."""
+    settings, kT = config.stable, units.thermal_energy(config.md.temperature_K)
+    shared = partial(jax.shard_map, mesh=dynamics.replica_mesh(), check_vma=False)
+    value_and_grad = boltzmann.boltzmann_value_and_grad(
         losses.observable_loss(system.reference, system.observable_weight),
         system.potential.energy,
         system.observable_fn,
-        kT=units.thermal_energy(config.md.temperature_K),
+        kT=kT,
         chunk_size=settings.estimator_chunk,
         axis_name=REPLICA_AXIS,
     )
+
+    def observable_grad(params, position, mask, weight):
+        return value_and_grad(params, position, mask=mask, weight=weight)
+
+    def signal_to_noise(params, position, mask):
+        # Replicas know nothing of each other, so each is whole in one block.
+        replica = jnp.arange(len(mask)) * settings.steps_per_frame // settings.steps_per_epoch
+        trust = diagnostics.gradient_trust(value_and_grad, num_blocks=settings.trust_blocks)
+        return trust(params, position, block=replica % settings.trust_blocks, mask=mask).signal_to_noise
+
+    energies = reweighting.sample_energies(system.potential.energy, chunk_size=settings.estimator_chunk)
+    reuse = refine.Reuse(
+        energies_fn=shared(energies, in_specs=(REPLICATED, SHARDED), out_specs=SHARDED),
+        kT=kT,
+        max_updates=settings.max_updates,
+        min_effective_fraction=settings.min_effective_fraction,
+    )
+    samples = (REPLICATED, SHARDED, SHARDED)
+    return refine.refinement(
+        observable_grad=shared(observable_grad, in_specs=(*samples, SHARDED), out_specs=REPLICATED),
+        qm_loss=system.qm_loss,
+        combine=(
+            refine.clipped_sum(settings.qm_weight, max_norm=settings.observable_clip_norm)
+            if settings.observable_clip_norm
+            else refine.weighted_sum(settings.qm_weight)
+        ),
+        optimizer=_stable_optimizer(settings),
+        reuse=reuse if settings.max_updates > 1 else None,
+        signal_to_noise=(
+            shared(signal_to_noise, in_specs=samples, out_specs=REPLICATED) if settings.trust_blocks else None
+        ),
+    )
+
+
+def build_stable_training(config: ConfigDict, system: System) -> stable.StableTraining:
+    """Algorithm 1 with the settings of the config."""
+    settings = config.stable
     return stable.stable_training(
         prepare=system.md_form.prepare,
         integrator=system.integrator,
         criterion=system.train_criterion,
-        observable_grad=jax.shard_map(
-            observable_grad,
-            mesh=dynamics.replica_mesh(),
-            in_specs=(REPLICATED, SHARDED, SHARDED),
-            out_specs=REPLICATED,
-            check_vma=False,
-        ),
-        qm_loss=system.qm_loss,
-        combine=stable.clipped_sum(settings.qm_weight, max_norm=settings.observable_clip_norm)
-        if settings.observable_clip_norm
-        else stable.weighted_sum(settings.qm_weight),
-        optimizer=_stable_optimizer(settings),
+        refinement=_build_refinement(config, system),
         plateau=optax.contrib.reduce_on_plateau(factor=settings.plateau_factor, patience=settings.plateau_patience),
         rate_schedule=_rate_schedule(settings),
         min_rate_scale=settings.min_rate_scale,
@@ -181,15 +209,27 @@ def _course_entry(info: stable.SimulateInfo | stable.LearnInfo, cycle: int, simu
     }
     if isinstance(info, stable.SimulateInfo):
         return entry
-    names = ("observable_loss", "qm_loss", "observable_gradient_norm", "qm_gradient_norm", "rate_scale")
+    seen = info.refinement
+    trust = {}
+    if not np.isnan(seen.signal_to_noise):
+        ratio = float(seen.signal_to_noise)
+        wanted = float(diagnostics.samples_needed(int(info.num_samples), seen.signal_to_noise, wanted=1.0))
+        trust = {"signal_to_noise": ratio, "samples_for_unit_signal_to_noise": wanted}
     return (
         entry
-        | {"phase": "learning"}
-        | {name: float(getattr(info, name)) for name in names}
+        | trust
         | {
+            "phase": "learning",
             "num_samples": int(info.num_samples),
-            "qm_force_mae_eV_per_A": float(info.qm_errors.force_mae),
-            "was_updated": bool(info.was_updated),
+            "observable_loss": float(seen.observable_loss),
+            "qm_loss": float(seen.qm_loss),
+            "qm_force_mae_eV_per_A": float(seen.qm_errors.force_mae),
+            "observable_gradient_norm": float(seen.observable_gradient_norm),
+            "qm_gradient_norm": float(seen.qm_gradient_norm),
+            "gradient_cosine": float(seen.gradient_cosine),
+            "rate_scale": float(info.rate_scale),
+            "num_updates": int(seen.num_updates),
+            "effective_fraction": float(seen.effective_fraction),
         }
     )
 

@@ -1,175 +1,214 @@
-"""The Boltzmann estimator: derivatives of ensemble averages with respect to the parameters of the potential."""
+"""The Boltzmann estimator: derivatives of ensemble averages with respect to the parameters of the potential.
+
+Everything here rests on one linear map. With probabilities p_i of the samples (1/N where no weights are given),
+
+    ∂E[g]/∂θ = −1/(k_B T) · 1/(1 − Σ p_i²) · Σ_i p_i (g_i − ḡ) ∂U_θ(x_i)/∂θ
+
+which for equal weights is the paper's Equation 6, unbiased, with 1/(N − 1). Contracted with the derivative of a loss it
+is one reverse pass over one weighted sum of energies: no per-sample gradient and no Jacobian is formed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from stablejax.types import Array, Bool, EnergyFn, Float, ObservableFn, Params
+from stablejax.covariance import Estimator, Localised, temperatures
+from stablejax.types import Array, Bool, Float, Int
+
+
+def localised(energies_fn: Callable[..., Float[Array, " neighbourhood"]]) -> Localised:
+    """For the estimator: every neighbourhood of every sample counts as one (Equation 8).
+
+    The observable then gives arrays with the neighbourhood on axis 0, and mask and weight may be
+    [sample, neighbourhood]. With one neighbourhood of all atoms it is the global estimator.
+
+    Args:
+      energies_fn: `(*parameters, sample) -> U(γ)`, for each neighbourhood the sum of its atom energies; see
+        `neighbourhood_energies`. It has to be finite for all neighbourhoods of a sample of which any counts.
+    """
+    return Localised(energies_fn)
+
+
+def neighbourhood_energies(
+    atom_energy: Float[Array, " atom"], member: Bool[Array, "neighbourhood atom"] | Int[Array, "neighbourhood member"]
+) -> Float[Array, " neighbourhood"]:
+    """U(γ) = Σ_{i ∈ γ} U_i (A.2) from the energies of the atoms.
+
+    Args:
+      atom_energy: eV.
+      member: mask of the atoms of each neighbourhood, or their indices, padded with −1.
+    """
+    member = jnp.asarray(member)
+    if member.dtype == bool:
+        return jnp.sum(jnp.where(member, atom_energy, 0), axis=1)
+    return jnp.sum(jnp.where(member >= 0, atom_energy[member], 0), axis=1)
 
 
 def expectation(
-    energy_fn: EnergyFn, observable_fn: ObservableFn, *, kT: float, chunk_size: int | None = None
+    energy_fn: Callable[..., Float[Array, ""]] | Localised,
+    observable_fn: Callable[[Any], Any],
+    *,
+    kT: float | Sequence[float],
+    chunk_size: int | None = None,
 ) -> Callable[..., Any]:
-    """The mean of an observable over samples of exp(−U_θ/k_B T), differentiable with respect to θ.
+    """The mean of an observable over samples of exp(−U_θ/k_B T), differentiable in the parameters of U.
 
-    Its value is the sample mean, its derivative the N-sample Boltzmann estimator (Equation 6), unbiased:
+    The value is the (weighted) sample mean, the derivative the Boltzmann estimator (Equation 6). Forward and reverse
+    mode both work, under `jit`, `vmap` and `scan` too, so that `jax.grad` of any function of it does, and `jax.jacrev`
+    of it is the explicit Jacobian. Higher derivatives are not those of the mean.
 
-        ∂E[g]/∂θ = −1/(k_B T) · 1/(N−1) · Σ_i (g_i − ḡ) ∂U_θ(x_i)/∂θ
-
-    Forward and reverse mode both work; neither forms a per-sample gradient or a Jacobian. The samples are constants:
-    nothing is differentiated through whatever produced them.
+    >>> import jax, jax.numpy as jnp
+    >>> samples = jax.random.normal(jax.random.key(0), (100_000,)) / 2  # of ½ k x² with k = 4 and kT = 1
+    >>> mean = expectation(lambda k, x: 0.5 * k * x**2, jnp.square, kT=1.0)
+    >>> print(f"{mean(4.0, samples):.2f} {jax.grad(mean)(4.0, samples):.2f}")  # kT/k and -kT/k²
+    0.25 -0.06
 
     Args:
-      energy_fn: `(params, sample) -> U`, scalar, in the unit of kT.
+      energy_fn: `(*parameters, sample) -> U`, scalar, in the unit of kT; or `localised`.
       observable_fn: `sample -> g`, a pytree of arrays.
-      kT: k_B T of the samples.
-      chunk_size: samples looked at together; bounds the memory of the observable. None: all.
+      kT: k_B T of the samples; or one for each thermodynamic state, and the mean then has the state on axis 0.
+      chunk_size: samples that are looked at together; bounds the memory. None: all.
 
     Returns:
-      `(params, samples, mask=None) -> mean of g`. `samples` has the sample on axis 0 of every leaf; samples with mask
-      False count as nothing, neither in the mean nor in N. Where fewer than 2 count, the derivative is NaN.
+      `(*parameters, samples, *, mask=None, weight=None, state=None) -> mean of g`. `samples` is a pytree with the
+      sample on axis 0 of every leaf, and constant. `mask` [sample]: what is False counts as nothing, neither in the
+      mean nor in N, and may be NaN. `weight` [sample]: not negative, on any scale. `state` [sample]: index into `kT`.
+      The derivative is NaN where fewer than 2 samples of a state count.
 
     Raises:
-      ValueError: kT is not positive; fewer than 2 samples; sample axes that differ.
+      ValueError: kT is not positive; fewer than 2 samples; samples, mask, weight or state do not fit each other; the
+        energy is not scalar; parameters are complex.
     """
-    _check_kT("expectation", kT)
+    estimator = Estimator("expectation", energy_fn, observable_fn, temperatures("expectation", kT), chunk_size)
 
     @jax.custom_jvp
-    def mean(params, centred, average, samples):
-        del params, centred, samples
-        return average
+    def mean(parameters, samples, ensemble, moments):
+        del parameters, samples, ensemble
+        return moments.mean
 
     @mean.defjvp
     def mean_jvp(primals, tangents):
-        params, centred, average, samples = primals
-        # A linear function of the tangent: JAX transposes it into one reverse pass over one weighted sum of energies.
-        energies = lambda p: jax.vmap(energy_fn, (None, 0))(p, samples)  # noqa: E731
-        energy_tangent = jax.jvp(energies, (params,), (tangents[0],))[1]
-        return average, jax.tree.map(lambda c: jnp.tensordot(energy_tangent, c, axes=1) / -kT, centred)
+        parameters, samples, ensemble, moments = primals
 
-    def expectation_fn(params: Params, samples: Any, mask: Bool[Array, " sample"] | None = None):
-        samples, mask = _counted("expectation", samples, mask)
-        average, centred = _mean_and_centred(_over_samples(observable_fn, samples, chunk_size), mask)
-        return mean(params, centred, average, samples)
+        # Linear in the tangent, so JAX transposes it into one reverse pass, of which a chunk is kept at a time.
+        @jax.checkpoint
+        def weighted_energies(parameters, samples, ensemble):
+            energies = estimator.energies(parameters, samples)
+            coefficients = estimator.coefficients(samples, ensemble, moments)
+            return jax.tree.map(lambda c: estimator.by_state(ensemble, energies, c), coefficients)
+
+        def total(parameters):
+            return estimator.sum(lambda *chunk: weighted_energies(parameters, *chunk), samples, ensemble)
+
+        return moments.mean, jax.jvp(total, (parameters,), (tangents[0],))[1]
+
+    def expectation_fn(*parameters_and_samples, mask=None, weight=None, state=None):
+        parameters, samples = parameters_and_samples[:-1], parameters_and_samples[-1]
+        samples, ensemble = estimator.prepare(parameters, samples, mask, weight, state)
+        return estimator.shown(mean(parameters, samples, ensemble, estimator.moments(samples, ensemble)))
 
     return expectation_fn
 
 
-def boltzmann_grad(
-    loss_fn: Callable[[Any], Float[Array, ""]],
-    energy_fn: EnergyFn,
-    observable_fn: ObservableFn,
+def boltzmann_value_and_grad(
+    loss_fn: Callable[[Any], Any],
+    energy_fn: Callable[..., Float[Array, ""]] | Localised,
+    observable_fn: Callable[[Any], Any],
     *,
-    kT: float,
+    kT: float | Sequence[float],
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
     chunk_size: int | None = None,
     axis_name: str | None = None,
-) -> Callable[..., tuple[Float[Array, ""], Params]]:
-    """Turns a loss of an ensemble average into its value and its gradient with respect to the potential's parameters.
+    excludes_non_finite: bool = False,
+) -> Callable[..., tuple[Any, Any]]:
+    """Value and gradient of a loss of ensemble averages, as `jax.value_and_grad` would give them.
 
-    The chain rule of Equation 5 with the Boltzmann estimator of Equation 6, contracted before anything is formed: with
-    v = ∂L/∂E[g] and c_i = v·(g_i − ḡ),
+    The chain rule of Equation 5 with the estimator of Equation 6, contracted before anything is formed: the gradient of
+    `loss_fn(expectation(...)(*parameters, samples))`, accumulated over chunks of samples.
 
-        dL/dθ = −1/(k_B T) · 1/(N−1) · Σ_i c_i ∂U_θ(x_i)/∂θ
-
-    is one reverse pass over one weighted sum of energies, the gradient of `loss_fn(expectation(...)(θ))`.
+    >>> import jax, jax.numpy as jnp
+    >>> samples = jax.random.normal(jax.random.key(0), (100_000,)) / 2
+    >>> fit = boltzmann_value_and_grad(lambda m: (m - 0.2) ** 2, lambda k, x: 0.5 * k * x**2, jnp.square, kT=1.0)
+    >>> loss, gradient = fit(4.0, samples)
+    >>> print(f"{loss:.3f} {gradient:.3f}")  # (1/k - 0.2)² and -2 (1/k - 0.2) / k²
+    0.003 -0.006
 
     Args:
-      loss_fn: mean observable -> scalar.
-      energy_fn: `(params, sample) -> U`, scalar, in the unit of kT.
-      observable_fn: `sample -> g`, a pytree of arrays.
-      kT: k_B T of the samples.
-      chunk_size: samples whose energies are differentiated together; bounds the memory, whatever N. None: all.
+      loss_fn: mean observable -> scalar; or `(scalar, auxiliary data)`, see `has_aux`.
+      energy_fn: `(*parameters, sample) -> U`, scalar, in the unit of kT; or `localised`.
+      observable_fn: `sample -> g`, a pytree of arrays. It is evaluated twice for each sample.
+      kT: see `expectation`.
+      argnums: which parameters to differentiate.
+      has_aux: `loss_fn` gives a pair, of which the first is differentiated.
+      chunk_size: samples that are differentiated together; bounds the memory. None: all.
       axis_name: mapped axis over which samples are shared; mean, N and gradient are then those of all of them.
+      excludes_non_finite: samples whose energy is not finite count as nothing, for one more pass over the energies.
 
     Returns:
-      `(params, samples, mask=None) -> (loss, gradient)`; see `expectation` for `samples` and `mask`.
+      `(*parameters, samples, *, mask=None, weight=None, state=None) -> (value, gradient)`; see `expectation`. Where the
+      energy of a sample that counts is not finite, the gradient is NaN under `jit`.
 
     Raises:
-      ValueError: kT is not positive; fewer than 2 samples; sample axes that differ.
+      ValueError: as `expectation`; parameters in `argnums` are not floating-point; the energy of a sample that counts
+        is not finite (outside of `jit`, where its index is named).
     """
-    _check_kT("boltzmann_grad", kT)
+    name = "boltzmann_value_and_grad"
+    estimator = Estimator(name, energy_fn, observable_fn, temperatures(name, kT), chunk_size, axis_name)
 
-    def value_and_grad(params: Params, samples: Any, mask: Bool[Array, " sample"] | None = None):
-        samples, mask = _counted("boltzmann_grad", samples, mask, is_shared=axis_name is not None)
-        observable = _over_samples(observable_fn, samples, chunk_size)
-        average, centred = _mean_and_centred(observable, mask, axis_name)
-        loss, cotangent = jax.value_and_grad(loss_fn)(average)
-        weights = jax.tree.map(lambda v, c: jnp.tensordot(c, v, axes=v.ndim) / -kT, cotangent, centred)
-        gradient = _weighted_gradient(energy_fn, params, samples, sum(jax.tree.leaves(weights)), chunk_size)
-        return loss, gradient if axis_name is None else lax.psum(gradient, axis_name)
+    def value_and_grad(*parameters_and_samples, mask=None, weight=None, state=None):
+        parameters, samples = parameters_and_samples[:-1], parameters_and_samples[-1]
+        estimator.check_differentiable(parameters, argnums)
+        samples, ensemble = estimator.prepare(parameters, samples, mask, weight, state)
+        if excludes_non_finite:
+            samples, ensemble = estimator.without_non_finite(parameters, samples, ensemble)
+        moments = estimator.moments(samples, ensemble)
+        value, cotangent = jax.value_and_grad(loss_fn, has_aux=has_aux)(estimator.shown(moments.mean))
+        cotangent = estimator.with_states(cotangent)
+
+        def weighted_gradient(samples, ensemble):
+            coefficients = estimator.coefficients(samples, ensemble, moments)
+            weight = estimator.contract(ensemble, coefficients, cotangent)
+
+            def weighted_energy(*parameters):
+                energies = estimator.energies(parameters, samples)
+                return jnp.vdot(weight, energies), jnp.all(jnp.isfinite(energies) | (ensemble.weight == 0))
+
+            gradient, is_finite = jax.grad(weighted_energy, argnums=argnums, has_aux=True)(*parameters)
+            return gradient, jnp.sum(~is_finite)
+
+        gradient, num_broken = estimator.total(estimator.sum(weighted_gradient, samples, ensemble))
+        estimator.check_finite(num_broken, parameters, samples, ensemble)
+        return value, jax.tree.map(lambda leaf: jnp.where(num_broken > 0, jnp.nan, leaf), gradient)
 
     return value_and_grad
 
 
-def _weighted_gradient(energy_fn, params, samples, weight, chunk_size):
-    """∂/∂θ of Σ_i w_i U_θ(x_i), a chunk at a time."""
+def boltzmann_grad(
+    loss_fn: Callable[[Any], Any],
+    energy_fn: Callable[..., Float[Array, ""]] | Localised,
+    observable_fn: Callable[[Any], Any],
+    *,
+    has_aux: bool = False,
+    **options,
+) -> Callable[..., Any]:
+    """Gradient of a loss of ensemble averages, as `jax.grad` would give it; see `boltzmann_value_and_grad`.
 
-    def gradient(chunk, chunk_weight):
-        weighted = lambda p: jnp.vdot(chunk_weight, jax.vmap(energy_fn, (None, 0))(p, chunk))  # noqa: E731
-        return jax.grad(weighted)(params)
+    Args:
+      loss_fn: see `boltzmann_value_and_grad`.
+      energy_fn: likewise.
+      observable_fn: likewise.
+      has_aux: the function returns `(gradient, auxiliary data)`.
+      options: as in `boltzmann_value_and_grad`.
+    """
+    value_and_grad = boltzmann_value_and_grad(loss_fn, energy_fn, observable_fn, has_aux=has_aux, **options)
 
-    num_samples = len(weight)
-    if chunk_size is None or chunk_size >= num_samples:
-        return gradient(samples, weight)
-    num_chunks = -(-num_samples // chunk_size)
-    # The last chunk is filled up with the first sample, at weight 0.
-    index = jnp.where(jnp.arange(num_chunks * chunk_size) < num_samples, jnp.arange(num_chunks * chunk_size), 0)
-    padded_weight = jnp.where(jnp.arange(num_chunks * chunk_size) < num_samples, weight[index], 0)
+    def grad(*parameters_and_samples, mask=None, weight=None, state=None):
+        value, gradient = value_and_grad(*parameters_and_samples, mask=mask, weight=weight, state=state)
+        return (gradient, value[1]) if has_aux else gradient
 
-    def add_chunk(total, chunk):
-        chunk_index, chunk_weight = chunk
-        part = gradient(jax.tree.map(lambda leaf: leaf[chunk_index], samples), chunk_weight)
-        return jax.tree.map(jnp.add, total, part), None
-
-    shape = (num_chunks, chunk_size)
-    zero = jax.tree.map(jnp.zeros_like, params)
-    return lax.scan(add_chunk, zero, (index.reshape(shape), padded_weight.reshape(shape)))[0]
-
-
-def _over_samples(fn, samples, chunk_size):
-    return jax.vmap(fn)(samples) if chunk_size is None else lax.map(fn, samples, batch_size=chunk_size)
-
-
-def _mean_and_centred(observable, mask, axis_name=None):
-    """ḡ, and (g_i − ḡ)/(N − 1) with 0 for the samples that do not count."""
-    total = lambda x: x if axis_name is None else lax.psum(x, axis_name)  # noqa: E731
-    count = total(jnp.sum(mask))
-
-    def masked(g):
-        return mask.reshape((-1,) + (1,) * (g.ndim - 1))
-
-    average = jax.tree.map(lambda g: total(jnp.sum(jnp.where(masked(g), g, 0), axis=0)) / count, observable)
-    centred = jax.tree.map(lambda g, m: jnp.where(masked(g), g - m, 0) / (count - 1), observable, average)
-    return average, centred
-
-
-def _counted(name, samples, mask, *, is_shared=False):
-    """Samples as constants, and their mask; those that do not count are replaced by one that does."""
-    sizes = {leaf.shape[0] if jnp.ndim(leaf) else None for leaf in jax.tree.leaves(samples)}
-    if len(sizes) != 1 or None in sizes:
-        raise ValueError(
-            f"`{name}`: every leaf of `samples` needs the sample on axis 0, got sizes {sorted(map(str, sizes))}: "
-            "give all leaves the same leading axis."
-        )
-    (num_samples,) = sizes
-    if num_samples < 2 and not is_shared:
-        raise ValueError(f"`{name}`: the estimator needs at least 2 samples, got {num_samples}: pass more samples.")
-    samples = lax.stop_gradient(samples)
-    if mask is None:
-        return samples, jnp.ones(num_samples, bool)
-    mask = jnp.asarray(mask, bool)
-    if mask.shape != (num_samples,):
-        raise ValueError(f"`{name}`: `mask` needs shape ({num_samples},), got {mask.shape}: one entry per sample.")
-    # What does not count may be anything, NaN included, and 0 · NaN would count.
-    stand_in = jnp.where(mask, jnp.arange(num_samples), jnp.argmax(mask))
-    return jax.tree.map(lambda leaf: leaf[stand_in], samples), mask
-
-
-def _check_kT(name, kT):
-    if not kT > 0:
-        raise ValueError(f"`{name}`: `kT` must be positive, got {kT}: pass k_B T in the unit of the energy.")
+    return grad

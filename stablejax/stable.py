@@ -11,7 +11,8 @@ import optax
 
 from stablejax import dynamics
 from stablejax.dynamics import Integrator, Replica
-from stablejax.losses import LabelErrors, Labelled
+from stablejax.losses import Labelled
+from stablejax.refine import RefineInfo, Refinement
 from stablejax.types import Array, Bool, Criterion, Float, Int, Key, Params, Position
 
 SIMULATE, LEARN = 0, 1
@@ -50,13 +51,8 @@ class LearnInfo(NamedTuple):
     num_steps: Int[Array, ""]
     num_quarantined: Int[Array, ""]
     num_samples: Int[Array, ""]  # frames that count
-    observable_loss: Float[Array, ""]
-    qm_loss: Float[Array, ""]
-    qm_errors: LabelErrors
-    observable_gradient_norm: Float[Array, ""]
-    qm_gradient_norm: Float[Array, ""]
+    refinement: RefineInfo
     rate_scale: Float[Array, ""]  # factor on the learning rate
-    was_updated: Bool[Array, ""]  # False: the gradient was not finite, parameters kept
     ends_cycle: Bool[Array, ""]
 
 
@@ -68,35 +64,12 @@ class StableTraining(NamedTuple):
     learn: Callable[[StableState, Labelled], tuple[StableState, LearnInfo]]
 
 
-def weighted_sum(qm_weight: float) -> Callable[[Params, Params], Params]:
-    """∇L_obs + λ ∇L_QM (Equation 7) with λ = `qm_weight`."""
-    return lambda observable, qm: jax.tree.map(lambda o, q: o + qm_weight * q, observable, qm)
-
-
-def clipped_sum(qm_weight: float, *, max_norm: float) -> Callable[[Params, Params], Params]:
-    """∇L_obs, clipped to a global norm of `max_norm`, + λ ∇L_QM.
-
-    The observable's gradient has a heavy tail, from samples far outside the data; clipping the sum instead would let
-    them silence the regularisation.
-    """
-    clip = optax.clip_by_global_norm(max_norm)
-
-    def combine(observable, qm):
-        clipped, _ = clip.update(observable, clip.init(observable))
-        return weighted_sum(qm_weight)(clipped, qm)
-
-    return combine
-
-
 def stable_training(
     *,
     prepare: Callable[[Params], Any],
     integrator: Integrator,
     criterion: Criterion,
-    observable_grad: Callable[..., tuple[Float[Array, ""], Params]],
-    qm_loss: Callable[[Params, Labelled], tuple[Float[Array, ""], LabelErrors]],
-    combine: Callable[[Params, Params], Params],
-    optimizer: optax.GradientTransformation,
+    refinement: Refinement,
     plateau: optax.GradientTransformationExtraArgs,
     rate_schedule: optax.Schedule,
     min_rate_scale: float,
@@ -115,17 +88,14 @@ def stable_training(
     checkpoint, up to t steps before its violation. None is rewound to before the start of the present simulation phase.
 
     Learning: each epoch runs all replicas for t steps from where they were rewound to, takes a frame every
-    `steps_per_frame` steps, and updates the parameters once. It ends when at most `min_unstable` of the replicas became
+    `steps_per_frame` steps, and refines the parameters. It ends when at most `min_unstable` of the replicas became
     unstable, the rate has fallen to `min_rate_scale`, or after `max_epochs`. The next cycle goes on from the endpoints.
 
     Args:
       prepare: parameters -> what `integrator` takes; see `potential.MDForm`.
       integrator: see `dynamics`.
       criterion: of training; unstable above 0.
-      observable_grad: `(params, positions, mask) -> (loss, gradient)`; see `boltzmann.boltzmann_grad`.
-      qm_loss: `(params, frames) -> (loss, errors)` on the static data set.
-      combine: the gradients of L_obs and L_QM -> the gradient that is used; `weighted_sum` is Equation 7.
-      optimizer: optax transformation, with the learning rate.
+      refinement: from samples to new parameters; see `refine.refinement`.
       plateau: `optax.contrib.reduce_on_plateau`, given L_obs; started afresh in each learning phase.
       rate_schedule: epoch of the learning phase -> further factor on the rate.
       min_rate_scale: a learning phase ends when the plateau's scale is at or under this.
@@ -179,7 +149,7 @@ def stable_training(
         replicas = start_replicas(prepare(params), (keys, position))
         return StableState(
             params=params,
-            optimizer_state=optimizer.init(params),
+            optimizer_state=refinement.init(params),
             plateau_state=plateau.init(params),
             num_calls=jnp.int32(0),
             phase=jnp.int32(SIMULATE),
@@ -226,18 +196,16 @@ def stable_training(
         fraction = jnp.mean(replicas.is_unstable)
         mask = trajectory.is_valid.reshape(-1)
         position = trajectory.frame.position
-        observable_loss, observable_gradient = observable_grad(
-            state.params, position.reshape(-1, *position.shape[2:]), mask
-        )
-        (qm_loss_value, qm_errors), qm_gradient = jax.value_and_grad(qm_loss, has_aux=True)(state.params, frames)
-        gradient = combine(observable_gradient, qm_gradient)
-        was_updated = jnp.isfinite(optax.tree.norm(gradient))
         rate_scale = state.plateau_state.scale * rate_schedule(state.epoch)
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params)
-        updates = jax.tree.map(lambda u: u * rate_scale.astype(u.dtype), updates)
-        params = _where(was_updated, optax.apply_updates(state.params, updates), state.params)
-        optimizer_state = _where(was_updated, optimizer_state, state.optimizer_state)
-        _, plateau_state = plateau.update(updates, state.plateau_state, value=observable_loss)
+        params, optimizer_state, refine_info = refinement.step(
+            state.params,
+            state.optimizer_state,
+            rate_scale,
+            position.reshape(-1, *position.shape[2:]),
+            mask,
+            frames,
+        )
+        _, plateau_state = plateau.update(state.params, state.plateau_state, value=refine_info.observable_loss)
         ends_cycle = (
             (fraction <= min_unstable) | (plateau_state.scale <= min_rate_scale) | (state.epoch + 1 >= max_epochs)
         )
@@ -246,13 +214,8 @@ def stable_training(
             num_steps=jnp.sum(replicas.step - state.rewound.step),
             num_quarantined=jnp.sum(~replicas.is_finite),
             num_samples=jnp.sum(mask),
-            observable_loss=observable_loss,
-            qm_loss=qm_loss_value,
-            qm_errors=qm_errors,
-            observable_gradient_norm=optax.tree.norm(observable_gradient),
-            qm_gradient_norm=optax.tree.norm(qm_gradient),
+            refinement=refine_info,
             rate_scale=rate_scale,
-            was_updated=was_updated,
             ends_cycle=ends_cycle,
         )
         learning = state._replace(

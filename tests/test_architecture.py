@@ -22,9 +22,13 @@ ORDER = (
     "observables.structure",
     "observables.transport",
     "stability",
+    "covariance",
     "boltzmann",
+    "reweighting",
+    "diagnostics",
     "losses",
     "pretrain",
+    "refine",
     "stable",
     "evaluate",
 )

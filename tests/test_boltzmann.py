@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stablejax import boltzmann_grad, expectation
+from stablejax import boltzmann_grad, boltzmann_value_and_grad, expectation, localised
+from stablejax.boltzmann import neighbourhood_energies
 
 KT = 0.7
 
@@ -137,30 +142,30 @@ def test_boltzmann_grad_is_the_gradient_of_the_loss_of_the_expectation(chunk_siz
     params, energy, observable, samples = vector_problem()
     mean = expectation(energy, observable, kT=KT)
     expected = jax.value_and_grad(lambda p: loss_of(mean(p, samples)))(params)
-    transform = boltzmann_grad(loss_of, energy, observable, kT=KT, chunk_size=chunk_size)
+    transform = boltzmann_value_and_grad(loss_of, energy, observable, kT=KT, chunk_size=chunk_size)
     assert_trees_close(transform(params, samples), expected)
     assert_trees_close(jax.jit(transform)(params, samples), expected)
 
 
 def test_masked_is_dropped_even_where_it_is_not_finite():
     params, energy, observable, samples = vector_problem()
-    transform = boltzmann_grad(loss_of, energy, observable, kT=KT, chunk_size=8)
+    transform = boltzmann_value_and_grad(loss_of, energy, observable, kT=KT, chunk_size=8)
     mask = np.arange(len(samples)) % 3 != 0
     spoilt = jnp.where(mask[:, None], samples, jnp.nan)
     expected = transform(params, samples[mask])
-    assert_trees_close(transform(params, spoilt, mask), expected)
+    assert_trees_close(transform(params, spoilt, mask=mask), expected)
     mean = expectation(energy, observable, kT=KT)
-    assert_trees_close(jax.grad(lambda p: loss_of(mean(p, spoilt, mask)))(params), expected[1])
+    assert_trees_close(jax.grad(lambda p: loss_of(mean(p, spoilt, mask=mask)))(params), expected[1])
     assert not np.allclose(expected[0], transform(params, samples)[0])
 
 
 def test_shared_over_an_axis_is_whole():
     params, energy, observable, samples = vector_problem(32)
     mask = np.arange(32) % 5 != 0
-    expected = boltzmann_grad(loss_of, energy, observable, kT=KT)(params, samples, mask)
-    shared = boltzmann_grad(loss_of, energy, observable, kT=KT, axis_name="device")
-    loss, gradient = jax.vmap(shared, in_axes=(None, 0, 0), axis_name="device")(
-        params, samples.reshape(8, 4, 3), mask.reshape(8, 4)
+    expected = boltzmann_value_and_grad(loss_of, energy, observable, kT=KT)(params, samples, mask=mask)
+    shared = boltzmann_value_and_grad(loss_of, energy, observable, kT=KT, axis_name="device")
+    loss, gradient = jax.vmap(lambda x, m: shared(params, x, mask=m), axis_name="device")(
+        samples.reshape(8, 4, 3), mask.reshape(8, 4)
     )
     for device in range(8):
         assert_trees_close(jax.tree.map(lambda leaf: leaf[device], (loss, gradient)), expected)  # noqa: B023
@@ -189,9 +194,283 @@ def test_bad_use_gets_an_answer(make):
     with pytest.raises(ValueError, match="same leading axis"):
         fn(1.0, (jnp.ones(3), jnp.ones(4)))
     with pytest.raises(ValueError, match=r"`mask` needs shape \(3,\), got \(2,\)"):
-        fn(1.0, jnp.ones(3), jnp.ones(2, bool))
+        fn(1.0, jnp.ones(3), mask=jnp.ones(2, bool))
 
 
 def test_fewer_than_two_that_count_is_nan_not_a_number():
-    gradient = jax.grad(expectation(harmonic, jnp.square, kT=KT))(1.0, jnp.arange(3.0), jnp.array([True, False, False]))
+    gradient = jax.grad(expectation(harmonic, jnp.square, kT=KT))(
+        1.0, jnp.arange(3.0), mask=jnp.array([True, False, False])
+    )
     assert np.isnan(gradient)
+
+
+def test_gaussian_in_several_dimensions_has_the_closed_form():
+    # U = ½ xᵀ A x: E[x xᵀ] = kT A⁻¹, so dE[x xᵀ] = −kT A⁻¹ dA A⁻¹.
+    matrix = jnp.array([[2.0, 0.5, 0.0], [0.5, 1.5, -0.3], [0.0, -0.3, 1.0]])
+    num_estimates = 2000
+    root = jnp.linalg.cholesky(KT * jnp.linalg.inv(matrix))
+    samples = jax.random.normal(jax.random.key(5), (num_estimates, 50, 3)) @ root.T
+    mean = expectation(lambda a, x: 0.5 * x @ a @ x, lambda x: jnp.outer(x, x), kT=KT)
+    direction = jnp.array([[1.0, 0.2, 0.0], [0.2, -0.5, 0.1], [0.0, 0.1, 0.3]])
+    derivative = lambda x: jax.jvp(lambda a: mean(a, x), (matrix,), (direction,))[1]  # noqa: E731
+    estimates = np.asarray(jax.jit(jax.vmap(derivative))(samples), float)
+    inverse = np.linalg.inv(matrix)
+    error = estimates.std(axis=0, ddof=1) / np.sqrt(num_estimates)
+    assert np.all(np.abs(estimates.mean(axis=0) + KT * inverse @ direction @ inverse) < 4 * error)
+
+
+def metropolis_ising(key, coupling, num_sweeps):
+    """Energies' samples of a ring of 8 spins, one a sweep."""
+
+    def flip(spins, random):
+        site, uniform = random
+        change = 2 * coupling * spins[site] * (spins[site - 1] + spins[(site + 1) % 8])
+        return jnp.where(uniform < jnp.exp(-change / KT), spins.at[site].multiply(-1), spins), None
+
+    def sweep(spins, key):
+        keys = jax.random.split(key)
+        randoms = (jax.random.randint(keys[0], (16,), 0, 8), jax.random.uniform(keys[1], (16,)))
+        spins, _ = jax.lax.scan(flip, spins, randoms)
+        return spins, spins
+
+    return jax.lax.scan(sweep, jnp.ones(8), jax.random.split(key, num_sweeps))[1][100:]
+
+
+def test_ising_derivative_is_that_of_long_metropolis_runs():
+    coupling, step = 0.4, 0.05
+    energy = lambda j, spins: -j * jnp.sum(spins * jnp.roll(spins, 1))  # noqa: E731
+    observable = lambda spins: jnp.mean(spins) ** 2  # noqa: E731
+    runs = jax.jit(jax.vmap(metropolis_ising, (0, None, None)), static_argnums=2)
+    keys = jax.random.split(jax.random.key(6), 64)
+
+    def mean_and_error(values):
+        values = np.asarray(values, float)
+        return values.mean(), values.std(ddof=1) / np.sqrt(len(values))
+
+    estimates = jax.vmap(lambda x: jax.grad(expectation(energy, observable, kT=KT))(coupling, x))(
+        runs(keys, coupling, 2100)
+    )
+    finite_difference = [
+        jax.vmap(jax.vmap(observable))(runs(keys, coupling + sign * step, 2100)).mean(axis=1) for sign in (1, -1)
+    ]
+    value, error = mean_and_error(estimates)
+    expected, expected_error = mean_and_error((finite_difference[0] - finite_difference[1]) / (2 * step))
+    assert abs(value - expected) < 3 * np.hypot(error, expected_error)
+    assert value > 20 * error
+
+
+def test_manners_of_jax_grad():
+    _, _, _, samples = vector_problem()
+    energy = lambda k, shift, x: k * jnp.sum((x - shift["s"]) ** 2)  # noqa: E731
+    loss = lambda m: (jnp.sum(m**2), {"mean": m})  # noqa: E731
+    arguments = (jnp.float32(0.7), {"s": jnp.arange(3.0)}, samples)
+    mean = expectation(energy, jnp.sin, kT=KT)
+    expected, aux = (
+        jax.value_and_grad(lambda k, s: loss(mean(k, s, samples)), argnums=(0, 1), has_aux=True)(*arguments[:2]),
+        mean(*arguments),
+    )
+    both = boltzmann_value_and_grad(loss, energy, jnp.sin, kT=KT, argnums=(0, 1), has_aux=True)
+    assert_trees_close(both(*arguments), expected)
+    gradient, info = boltzmann_grad(loss, energy, jnp.sin, kT=KT, argnums=-1, has_aux=True)(*arguments)
+    assert_trees_close(gradient, expected[1][1])
+    np.testing.assert_allclose(info["mean"], aux, rtol=1e-6)
+    alone = boltzmann_grad(lambda m: loss(m)[0], energy, jnp.sin, kT=KT)(*arguments)
+    assert_trees_close(alone, expected[1][0])
+
+
+def test_composes_with_vmap_scan_and_jvp():
+    params, energy, observable, samples = vector_problem()
+    mean = expectation(energy, observable, kT=KT, chunk_size=8)
+    grad = jax.grad(lambda p, x: loss_of(mean(p, x)))
+    several = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), params)
+    one_by_one = [grad(jax.tree.map(lambda leaf: leaf[i], several), samples) for i in range(2)]  # noqa: B023
+    expected = jax.tree.map(lambda *leaves: jnp.stack(leaves), *one_by_one)
+    assert_trees_close(jax.vmap(grad, (0, None))(several, samples), expected)
+    scanned = jax.jit(lambda p: jax.lax.scan(lambda c, one: (c, grad(one, samples)), 0, p)[1])(several)
+    assert_trees_close(scanned, expected)
+    tangent = jax.tree.map(jnp.ones_like, params)
+    forward = jax.jvp(lambda p: loss_of(mean(p, samples)), (params,), (tangent,))[1]
+    np.testing.assert_allclose(forward, sum(jnp.sum(leaf) for leaf in jax.tree.leaves(one_by_one[0])), rtol=1e-5)
+
+
+def test_states_in_one_call_are_states_one_by_one():
+    params, energy, observable, samples = vector_problem(31)
+    kT, state = (0.7, 1.1), np.arange(31) % 3 // 2
+    loss = lambda m: jnp.sum(m["square"][0] ** 2) + jnp.sum(m["sine"][1] ** 3)  # noqa: E731
+
+    def separate(p):
+        first, second = (
+            expectation(energy, observable, kT=kT[s])(p, samples[np.flatnonzero(state == s)]) for s in range(2)
+        )
+        return jnp.sum(first["square"] ** 2) + jnp.sum(second["sine"] ** 3)
+
+    expected = jax.value_and_grad(separate)(params)
+    together = boltzmann_value_and_grad(loss, energy, observable, kT=kT, chunk_size=8)
+    assert_trees_close(together(params, samples, state=state), expected)
+    mean = expectation(energy, observable, kT=kT)
+    assert_trees_close(jax.grad(lambda p: loss(mean(p, samples, state=state)))(params), expected[1])
+
+
+def weighted_form(params, energy, observable, samples, weight):
+    """The weighted covariance as it is defined, over reliability weights."""
+    p = np.asarray(weight, float) / np.sum(weight)
+    g, du = (
+        np.asarray(jax.vmap(observable)(samples)),
+        np.asarray(jax.vmap(jax.grad(energy), (None, 0))(params, samples)),
+    )
+    covariance = np.sum(p * g * du) - np.sum(p * g) * np.sum(p * du)
+    return -covariance / KT / (1 - np.sum(p**2))
+
+
+def test_weights():
+    samples, weight = harmonic_samples(7, (20,), 1.3), np.linspace(0.0, 3.0, 20)
+    mean = expectation(harmonic, jnp.square, kT=KT, chunk_size=6)
+    assert mean(1.3, samples, weight=weight) == pytest.approx(np.average(samples**2, weights=weight), rel=1e-5)
+    derivative = jax.grad(mean)(1.3, samples, weight=weight)
+    assert derivative == pytest.approx(weighted_form(1.3, harmonic, jnp.square, samples, weight), rel=1e-4)
+    uniform = jax.grad(mean)(1.3, samples, weight=np.full(20, 7.0))
+    assert uniform == pytest.approx(float(jax.grad(mean)(1.3, samples)), rel=1e-5)
+    assert derivative != pytest.approx(float(uniform), rel=0.01)
+
+
+def water_like(num_frames=12, num_molecules=4):
+    """Molecules of 3 atoms whose atom energies depend on all atoms."""
+    position = jax.random.normal(jax.random.key(8), (num_frames, 3 * num_molecules, 3))
+
+    def atom_energies(k, x):
+        distance = jnp.sum((x[:, None] - x[None]) ** 2, axis=-1)
+        return k * jnp.sum(jnp.sin(distance), axis=1)
+
+    members = np.arange(3 * num_molecules).reshape(num_molecules, 3)
+    bond = lambda x: jnp.linalg.norm(x[members[:, 0]] - x[members[:, 1]], axis=-1)  # noqa: E731
+    return position, atom_energies, members, bond
+
+
+@pytest.mark.parametrize("as_mask", [False, True])
+def test_localised_counts_every_neighbourhood_as_a_sample(as_mask):
+    position, atom_energies, members, bond = water_like()
+    mask = np.arange(12 * 4).reshape(12, 4) % 5 != 0
+    member = (
+        (members[:, :, None] == np.arange(12)).any(axis=1)
+        if as_mask
+        else np.pad(members, ((0, 0), (0, 1)), constant_values=-1)
+    )
+    energies = localised(lambda k, x: neighbourhood_energies(atom_energies(k, x), member))
+    chosen = [(frame, index) for frame, index in zip(*np.nonzero(mask), strict=True)]
+    pooled = (np.array([f for f, _ in chosen]), np.array([i for _, i in chosen]))
+    one_energy = lambda k, s: jnp.sum(atom_energies(k, position[s[0]])[members[s[1]]])  # noqa: E731
+    one_bond = lambda s: bond(position[s[0]])[s[1]]  # noqa: E731
+    loss = lambda m: (m - 1.0) ** 2  # noqa: E731
+    members = jnp.asarray(members)
+    expected = boltzmann_value_and_grad(loss, one_energy, one_bond, kT=KT)(0.3, pooled)
+    local = boltzmann_value_and_grad(loss, energies, bond, kT=KT, chunk_size=5)
+    assert_trees_close(local(0.3, position, mask=mask), expected)
+    mean = expectation(energies, bond, kT=KT)
+    assert_trees_close(jax.grad(lambda k: loss(mean(k, position, mask=mask)))(0.3), expected[1])
+
+
+def test_localised_with_one_neighbourhood_of_all_atoms_is_global():
+    position, atom_energies, _, bond = water_like()
+    whole = localised(lambda k, x: neighbourhood_energies(atom_energies(k, x), np.ones((1, 12), bool)))
+    loss = lambda m: jnp.sum(m**2)  # noqa: E731
+    expected = boltzmann_value_and_grad(loss, lambda k, x: jnp.sum(atom_energies(k, x)), bond, kT=KT)(0.3, position)
+    actual = boltzmann_value_and_grad(loss, whole, lambda x: bond(x)[None], kT=KT)(0.3, position)
+    assert_trees_close(actual, expected)
+
+
+def test_non_finite_energies_are_named_and_excluded_only_if_asked():
+    params, energy, observable, samples = vector_problem(20)
+    spoilt = samples.at[jnp.array([3, 11])].set(jnp.inf)
+    fn = boltzmann_value_and_grad(
+        loss_of, energy, jax.tree_util.Partial(lambda x: observable(jnp.nan_to_num(x, posinf=0.0))), kT=KT, chunk_size=6
+    )
+    with pytest.raises(
+        ValueError, match="energies of 2 samples are not finite, the first of them 3, 11: leave them out"
+    ):
+        fn(params, spoilt)
+    assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(jax.jit(fn)(params, spoilt)[1]))
+    kept = np.delete(np.arange(20), [3, 11])
+    excluding = boltzmann_value_and_grad(loss_of, energy, observable, kT=KT, excludes_non_finite=True, chunk_size=6)
+    expected = boltzmann_value_and_grad(loss_of, energy, observable, kT=KT)(params, samples[kept])
+    assert_trees_close(excluding(params, spoilt), expected)
+    assert_trees_close(jax.jit(excluding)(params, spoilt), expected)
+
+
+@pytest.mark.parametrize(
+    ("message", "call"),
+    [
+        (
+            "has to be a scalar, got shape .1,.: sum it",
+            lambda x: expectation(lambda k, x: k * x[None], jnp.sin, kT=KT)(1.0, x),
+        ),
+        (
+            "complex parameters are not supported",
+            lambda x: expectation(lambda k, x: jnp.real(k) * x, jnp.sin, kT=KT)(1j, x),
+        ),
+        (
+            "real floating-point parameters, got int32 at parameter 0.'a'.",
+            lambda x: boltzmann_grad(jnp.sum, lambda k, x: k["a"] * x, jnp.sin, kT=KT)({"a": jnp.arange(1)[0]}, x),
+        ),
+        (
+            "`argnums` has 1, but `samples` come after 1 parameters",
+            lambda x: boltzmann_grad(jnp.sum, harmonic, jnp.sin, kT=KT, argnums=1)(1.0, x),
+        ),
+        ("must not be negative or NaN", lambda x: expectation(harmonic, jnp.sin, kT=KT)(1.0, x, weight=-jnp.ones(5))),
+        (
+            "`weight` needs shape .5,., got .4,.",
+            lambda x: expectation(harmonic, jnp.sin, kT=KT)(1.0, x, weight=jnp.ones(4)),
+        ),
+        (
+            "goes with one kT for each thermodynamic state, got a single kT",
+            lambda x: expectation(harmonic, jnp.sin, kT=KT)(1.0, x, state=jnp.zeros(5, int)),
+        ),
+        (
+            "goes with one kT for each thermodynamic state, got no `state`",
+            lambda x: expectation(harmonic, jnp.sin, kT=[1.0, 2.0])(1.0, x),
+        ),
+        (
+            "has to be from 0 to 1",
+            lambda x: expectation(harmonic, jnp.sin, kT=[1.0, 2.0])(1.0, x, state=jnp.full(5, 2)),
+        ),
+        (
+            "`state` needs 5 integers",
+            lambda x: expectation(harmonic, jnp.sin, kT=[1.0, 2.0])(1.0, x, state=jnp.ones(5)),
+        ),
+        ("`kT` must be positive, got .1.0, -1.0.", lambda x: expectation(harmonic, jnp.sin, kT=[1.0, -1.0])),
+        (
+            "gives .neighbourhood. for one sample, got shape ..",
+            lambda x: expectation(localised(harmonic), jnp.sin, kT=KT)(1.0, x),
+        ),
+        (
+            "need the 2 neighbourhoods on axis 0, got shape .3,.",
+            lambda x: expectation(localised(lambda k, x: k * jnp.ones(2)), lambda x: jnp.ones(3), kT=KT)(1.0, x),
+        ),
+    ],
+)
+def test_what_cannot_be_is_named(message, call):
+    with pytest.raises(ValueError, match=message):
+        call(jnp.arange(5.0))
+
+
+SHARDED = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import Mesh, PartitionSpec as P
+from stablejax import boltzmann_value_and_grad
+assert len(jax.devices()) == 8
+energy = lambda p, x: p["k"] * jnp.sum(x**2) + p["c"] * jnp.sin(x[0])
+options = dict(kT=0.7, chunk_size=3)
+loss = lambda m: jnp.sum(m**2)
+params, samples = {"k": jnp.float32(1.0), "c": jnp.float32(0.3)}, jax.random.normal(jax.random.key(0), (64, 3))
+mask = jnp.arange(64) % 5 != 0
+single = boltzmann_value_and_grad(loss, energy, jnp.cos, **options)(params, samples, mask=mask)
+shared = boltzmann_value_and_grad(loss, energy, jnp.cos, axis_name="device", **options)
+sharded = jax.shard_map(lambda p, x, m: shared(p, x, mask=m), mesh=Mesh(np.array(jax.devices()), ("device",)),
+                        in_specs=(P(), P("device"), P("device")), out_specs=P(), check_vma=False)
+for a, b in zip(jax.tree.leaves(jax.jit(sharded)(params, samples, mask)), jax.tree.leaves(single), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5)
+"""
+
+
+def test_sharded_over_eight_devices_is_single():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    subprocess.run([sys.executable, "-c", SHARDED], env=environment, check=True)

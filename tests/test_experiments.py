@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import importlib.machinery
 import io
 import json
 import re
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -192,9 +194,10 @@ def test_checkpoints_keep_keys_and_refuse_others(tmp_path):
 
 
 def test_command_of_the_record_has_no_paths_of_the_machine(monkeypatch):
-    monkeypatch.setattr(
-        sys, "argv", ["/home/me/experiments/aspirin.py", "--config.data.path=/home/me/mine.npz", "--v=1"]
-    )
+    started = types.ModuleType("__main__")
+    started.__spec__ = importlib.machinery.ModuleSpec("experiments.aspirin", None)
+    monkeypatch.setitem(sys.modules, "__main__", started)
+    monkeypatch.setattr(sys, "argv", ["/home/me/aspirin.py", "--config.data.path=/home/me/mine.npz", "--v=1"])
     assert runtime.command() == "python -m experiments.aspirin --config.data.path=mine.npz --v=1"
 
 
@@ -211,3 +214,16 @@ def test_progress_says_how_far_and_keeps_every_figure(tmp_path):
     entries = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [entry["loss"] for entry in entries] == [1.0, 0.5]
     assert set(shown.stage_wall_s) == {"baking"}
+
+
+def test_samples_are_used_again_and_their_worth_is_logged(tmp_path):
+    config = tiny(tmp_path / "run")
+    config.stable.num_cycles, config.stable.max_updates, config.stable.trust_blocks = 1, 3, 2
+    config.stable.min_effective_fraction = 0.01
+    config.evaluate.horizon_ps = 0.02
+    pipeline.run(config, build)
+    entries = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    learning = [entry for entry in entries if entry.get("phase") == "learning"]
+    assert learning
+    assert all(entry["num_updates"] == 3 and 0 < entry["effective_fraction"] <= 1 for entry in learning)
+    assert all(entry["signal_to_noise"] > 0 and abs(entry["gradient_cosine"]) <= 1 for entry in learning)

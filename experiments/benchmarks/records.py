@@ -1,0 +1,22 @@
+"""What benchmarks print and keep."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from experiments import runtime
+
+
+def show(rows: list[dict], **where) -> None:
+    """Print the rows that are about `where`, one figure a line."""
+    for row in rows:
+        if all(row.get(name) == value for name, value in where.items()):
+            about = ", ".join(f"{key} {value}" for key, value in row.items() if key not in ("metric", "value", "unit"))
+            print(f"{row['metric']:32} {row['value']:12.4g} {row.get('unit', ''):4} {about}", flush=True)
+
+
+def write(path: Path, name: str, config: dict, rows: list[dict]) -> None:
+    """The record of a run as one JSON object."""
+    record = {"name": name, "config": config, "rows": rows} | runtime.about()
+    path.write_text(json.dumps(record, indent=1) + "\n")

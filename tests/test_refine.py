@@ -1,0 +1,97 @@
+"""Updates from one set of samples, once and several times."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from stablejax import boltzmann_value_and_grad, refine
+from stablejax.losses import LabelErrors
+from stablejax.reweighting import effective_sample_size, perturbation_weights
+
+KT = 0.7
+MASK = np.arange(60) % 6 != 0
+NO_FRAMES = None
+
+
+def energy(k, position):
+    return 0.5 * k * jnp.sum(position**2)
+
+
+def energies(k, position):
+    return jax.vmap(energy, (None, 0))(k, position)
+
+
+def observable_grad(k, position, mask, weight):
+    transform = boltzmann_value_and_grad(lambda m: (m - 0.2) ** 2, energy, lambda x: jnp.mean(x**2), kT=KT)
+    return transform(k, position, mask=mask, weight=weight)
+
+
+def qm_loss(k, frames):
+    return 0.01 * (k - 1.3) ** 2, LabelErrors(jnp.float32(0), jnp.float32(0))
+
+
+def samples():
+    position = jax.random.normal(jax.random.key(0), (60, 2, 3)) * jnp.sqrt(KT / 1.3)
+    return jnp.where(MASK[:, None, None], position, 1e3)
+
+
+def step(rate, **reuse):
+    settings = dict(
+        observable_grad=observable_grad, qm_loss=qm_loss, combine=refine.weighted_sum(2.0), optimizer=optax.sgd(rate)
+    )
+    if reuse:
+        settings["reuse"] = refine.Reuse(energies_fn=energies, kT=KT, **reuse)
+    built = refine.refinement(**settings)
+    k = jnp.float32(1.3)
+    return jax.jit(built.step)(k, built.init(k), jnp.float32(1), samples(), MASK, NO_FRAMES)
+
+
+def by_hand(rate, num_updates):
+    """The same with weights and sums written out."""
+    k, fractions = 1.3, []
+    for _ in range(num_updates):
+        weight = perturbation_weights(energies(k, samples()), energies(1.3, samples()), kT=KT)
+        fractions.append(float(effective_sample_size(weight, MASK) / MASK.sum()))
+        gradient = observable_grad(k, samples(), MASK, weight)[1] + 2.0 * 0.02 * (k - 1.3)
+        k = k - rate * gradient
+    return k, fractions
+
+
+@pytest.mark.parametrize("num_updates", [2, 5])
+def test_reuse_is_several_steps_with_reweighted_samples(num_updates):
+    k, _, info = step(0.5, max_updates=num_updates, min_effective_fraction=0.1)
+    expected, fractions = by_hand(0.5, num_updates)
+    assert int(info.num_updates) == num_updates
+    assert float(k) == pytest.approx(float(expected), rel=1e-4)
+    assert float(info.effective_fraction) == pytest.approx(fractions[-1], rel=1e-3)
+    once, _, _ = step(0.5)
+    assert abs(float(k) - 1.3) > 1.5 * abs(float(once) - 1.3)
+
+
+def test_reuse_stops_where_the_samples_are_worth_too_little():
+    many, _, info = step(2.0, max_updates=50, min_effective_fraction=0.8)
+    assert float(info.effective_fraction) < 0.8
+    num_updates = int(info.num_updates)
+    assert 1 <= num_updates < 50
+    expected, fractions = by_hand(2.0, num_updates)
+    assert min(fractions) >= 0.8
+    assert float(many) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_without_reuse_it_is_one_step_and_says_what_it_saw():
+    k, _, info = step(0.5)
+    expected, _ = by_hand(0.5, 1)
+    assert float(k) == pytest.approx(float(expected), rel=1e-5)
+    assert (int(info.num_updates), float(info.effective_fraction)) == (1, 1.0)
+    loss, gradient = observable_grad(1.3, samples(), MASK, np.ones(60))
+    assert float(info.observable_loss) == pytest.approx(float(loss), rel=1e-5)
+    assert float(info.observable_gradient_norm) == pytest.approx(abs(float(gradient)), rel=1e-5)
+
+
+def test_clipped_sum_keeps_the_regularisation():
+    combine = refine.clipped_sum(10.0, max_norm=1.0)
+    np.testing.assert_allclose(combine(jnp.array([300.0, 400.0]), jnp.array([0.1, 0.0])), [1.6, 0.8], rtol=1e-6)
