@@ -50,7 +50,7 @@ def _stages(run_dir: Path, config, system, progress: Progress) -> tuple[Evaluati
     params = _cached(
         run_dir / "pretrained.npz",
         lambda: training.run_pretraining(config, system, progress),
-        like=system.potential.init(systems.key_for(config, "model")),
+        like=jax.eval_shape(system.potential.init, systems.key_for(config, "model")),
     )
     looks = evaluation.build_evaluation(config, system)
     before = _evaluate(run_dir, "before", config, system, looks, params, progress)

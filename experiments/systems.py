@@ -65,8 +65,8 @@ def molecule(config: ConfigDict, model: nn.Module) -> System:
     loaders.check_bonds_kept(dataset, bonds, threshold=threshold)
 
     centre = structure.bin_centres(config.observable.stop_A, config.observable.width_A)
-    smearing = config.observable.smearing_A
-    distances = structure.interatomic_distances(all_pairs(len(dataset.species)), centre, smearing=smearing)
+    pairs, smearing = all_pairs(len(dataset.species)), config.observable.smearing_A
+    distances = structure.interatomic_distances(pairs, centre, smearing=smearing)
     angles = structure.bond_angles(structure.angle_triples(bonds))
     lengths = structure.bond_lengths(bonds)
 
@@ -74,21 +74,7 @@ def molecule(config: ConfigDict, model: nn.Module) -> System:
         return {"h_r": distances(position), "bond_length": lengths(position), "bond_angle": angles(position)}
 
     structure_reference = _mean_over_frames(structure_fn, dataset.position)
-    by_element = {
-        f"{low}-{high}": structure.interatomic_distances(pairs, centre, smearing=smearing)
-        for (low, high), pairs in structure.pairs_by_element(dataset.species).items()
-    }
-    trained_on = by_element if config.observable.by_element else {"all": distances}
-
-    h_r_weight = config.observable.weight * config.observable.width_A / len(trained_on)
-    observable_weight = dict.fromkeys(trained_on, h_r_weight)
-    if config.observable.bond_weight:
-        variance = _mean_over_frames(lambda x: (lengths(x) - length) ** 2, dataset.position)
-        trained_on["bond_variance"] = structure.bond_variances(bonds, length, variance)
-        observable_weight["bond_variance"] = config.observable.bond_weight / len(length)
-
-    def observable_fn(position):
-        return {name: fn(position) for name, fn in trained_on.items()}
+    observable_fn, observable_weight = _trained_observables(config, dataset, bonds, length)
 
     bound = potential.bind(model, dataset.species)
     num_intervals = config.md.table_intervals
@@ -123,6 +109,26 @@ def molecule(config: ConfigDict, model: nn.Module) -> System:
         structure_reference=structure_reference,
         distance_centre=centre,
     )
+
+
+def _trained_observables(config: ConfigDict, dataset: loaders.Dataset, bonds, length) -> tuple[Callable, dict]:
+    """What is trained on, a dict of a position, and the weight of each in the loss."""
+    settings = config.observable
+    centre = structure.bin_centres(settings.stop_A, settings.width_A)
+    pairs = {"all": all_pairs(len(dataset.species))}
+    if settings.by_element:
+        pairs = {f"{low}-{high}": some for (low, high), some in structure.pairs_by_element(dataset.species).items()}
+    functions = {
+        name: structure.interatomic_distances(some, centre, smearing=settings.smearing_A)
+        for name, some in pairs.items()
+    }
+    weights = dict.fromkeys(functions, settings.weight * settings.width_A / len(functions))
+    if settings.bond_weight:
+        lengths = structure.bond_lengths(bonds)
+        variance = _mean_over_frames(lambda x: (lengths(x) - length) ** 2, dataset.position)
+        functions["bond_variance"] = structure.bond_variances(bonds, length, variance)
+        weights["bond_variance"] = settings.bond_weight / len(length)
+    return lambda position: {name: fn(position) for name, fn in functions.items()}, weights
 
 
 def key_for(config: ConfigDict, name: str) -> jax.Array:

@@ -78,7 +78,9 @@ def _build_pretraining(settings: ConfigDict, system: System):
 def _build_refinement(config: ConfigDict, system: System) -> refine.Refinement:
     """From samples, shared between all devices, to new parameters."""
     settings, kT = config.stable, units.thermal_energy(config.md.temperature_K)
-    shared = partial(jax.shard_map, mesh=dynamics.replica_mesh(), check_vma=False)
+    mesh = dynamics.replica_mesh()
+    _check_trust(settings, mesh.size)
+    shared = partial(jax.shard_map, mesh=mesh, check_vma=False)
     value_and_grad = boltzmann.boltzmann_value_and_grad(
         losses.observable_loss(system.reference, system.observable_weight),
         system.potential.energy,
@@ -93,7 +95,7 @@ def _build_refinement(config: ConfigDict, system: System) -> refine.Refinement:
 
     def signal_to_noise(params, position, mask):
         # Replicas know nothing of each other, so each is whole in one block.
-        replica = jnp.arange(len(mask)) * settings.steps_per_frame // settings.steps_per_epoch
+        replica = jnp.arange(len(mask)) * (settings.num_replicas // mesh.size) // len(mask)
         trust = diagnostics.gradient_trust(value_and_grad, num_blocks=settings.trust_blocks)
         return trust(params, position, block=replica % settings.trust_blocks, mask=mask).signal_to_noise
 
@@ -105,19 +107,14 @@ def _build_refinement(config: ConfigDict, system: System) -> refine.Refinement:
         min_effective_fraction=settings.min_effective_fraction,
     )
     samples = (REPLICATED, SHARDED, SHARDED)
+    look = shared(signal_to_noise, in_specs=samples, out_specs=REPLICATED)
     return refine.refinement(
         observable_grad=shared(observable_grad, in_specs=(*samples, SHARDED), out_specs=REPLICATED),
         qm_loss=system.qm_loss,
-        combine=(
-            refine.clipped_sum(settings.qm_weight, max_norm=settings.observable_clip_norm)
-            if settings.observable_clip_norm
-            else refine.weighted_sum(settings.qm_weight)
-        ),
+        combine=_combination(settings),
         optimizer=_stable_optimizer(settings),
         reuse=reuse if settings.max_updates > 1 else None,
-        signal_to_noise=(
-            shared(signal_to_noise, in_specs=samples, out_specs=REPLICATED) if settings.trust_blocks else None
-        ),
+        signal_to_noise=look if settings.trust_blocks else None,
     )
 
 
@@ -159,7 +156,7 @@ def run_stable(
     """Cycles of simulation and learning, from where `state` and `tracker` stand; `save` is called after every step."""
     settings = config.stable
     training = build_stable_training(config, system)
-    simulate, learn = jax.jit(training.simulate), jax.jit(training.learn)
+    simulate, learn = jax.jit(training.simulate), jax.jit(training.learn, static_argnames="num_rounds")
     ps_per_step = config.md.timestep_fs / 1000
     most_calls = settings.max_simulation_ps / (settings.steps_per_epoch * ps_per_step)
     simulated_ps = tracker[-1]["simulated_ps"] if tracker else 0.0
@@ -171,7 +168,8 @@ def run_stable(
             state, info = simulate(state)
             calls = 0 if int(state.phase) == stable.LEARN else calls + 1
         else:
-            state, info = learn(state, _static_batch(config, system, cycle, epoch))
+            num_rounds = _num_rounds(settings, tracker[-1])
+            state, info = learn(state, _static_batch(config, system, cycle, epoch), num_rounds=num_rounds)
         simulated_ps += float(info.num_steps) * ps_per_step
         entry = _course_entry(info, cycle, simulated_ps)
         tracker.append(entry)
@@ -190,6 +188,27 @@ def run_stable(
             )
             break
     return state
+
+
+def _num_rounds(settings: ConfigDict, last: dict) -> int:
+    """How many times t an epoch simulates, for the wanted signal-to-noise: a power of 2, for few compilations."""
+    if not settings.wanted_signal_to_noise or not np.isfinite(last.get("signal_to_noise", np.nan)):
+        return 1
+    wanted = settings.wanted_signal_to_noise
+    needed = diagnostics.samples_needed(last["num_rounds"], last["signal_to_noise"], wanted=wanted)
+    return min(2 ** int(np.ceil(np.log2(needed))), settings.max_rounds)
+
+
+def _check_trust(settings: ConfigDict, num_devices: int) -> None:
+    if settings.wanted_signal_to_noise and not settings.trust_blocks:
+        raise ValueError(
+            "config.stable.wanted_signal_to_noise needs the gradient's signal-to-noise: set config.stable.trust_blocks."
+        )
+    if settings.trust_blocks * num_devices > settings.num_replicas:
+        raise ValueError(
+            f"config.stable.trust_blocks = {settings.trust_blocks} needs as many replicas on each of {num_devices} "
+            f"devices, got {settings.num_replicas} in all: choose fewer blocks."
+        )
 
 
 def _static_batch(config: ConfigDict, system: System, cycle: int, epoch: int) -> losses.Labelled:
@@ -220,6 +239,7 @@ def _course_entry(info: stable.SimulateInfo | stable.LearnInfo, cycle: int, simu
         | trust
         | {
             "phase": "learning",
+            "num_rounds": int(info.num_rounds),
             "num_samples": int(info.num_samples),
             "observable_loss": float(seen.observable_loss),
             "qm_loss": float(seen.qm_loss),
@@ -266,6 +286,12 @@ def _pretrain_optimizer(settings: ConfigDict) -> optax.GradientTransformation:
         )
         return optax.chain(clip, optax.adam(settings.learning_rate), plateau)
     raise ValueError(f"config.pretrain.schedule has to be cosine or plateau, got {settings.schedule!r}.")
+
+
+def _combination(settings: ConfigDict) -> Callable[[Params, Params], Params]:
+    if settings.observable_clip_norm:
+        return refine.clipped_sum(settings.qm_weight, max_norm=settings.observable_clip_norm)
+    return refine.weighted_sum(settings.qm_weight)
 
 
 def _stable_optimizer(settings: ConfigDict) -> optax.GradientTransformation:

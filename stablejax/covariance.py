@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from stablejax.reweighting import sample_energies
 from stablejax.types import Array, Float, Int
 
 
@@ -50,18 +51,16 @@ class Estimator(NamedTuple):
     def is_local(self):
         return isinstance(self.energy_fn, Localised)
 
-    def energy(self, parameters, sample):
-        """Of one sample: a scalar, or [neighbourhood]."""
+    def energy(self, *parameters_and_sample):
+        """Of one sample, `(*parameters, sample)`: a scalar, or [neighbourhood]."""
         fn = self.energy_fn.energies_fn if isinstance(self.energy_fn, Localised) else self.energy_fn
-        return fn(*parameters, sample)
+        return fn(*parameters_and_sample)
 
     def energies(self, parameters, samples):
-        energies = jax.vmap(self.energy, in_axes=(None, 0))(parameters, samples)
-        return energies if self.is_local else energies[:, None]
+        return self._by_neighbourhood(jax.vmap(lambda sample: self.energy(*parameters, sample))(samples))
 
     def observables(self, samples):
-        observables = jax.vmap(self.observable_fn)(samples)
-        return observables if self.is_local else jax.tree.map(lambda g: g[:, None], observables)
+        return self._by_neighbourhood(jax.vmap(self.observable_fn)(samples))
 
     def by_state(self, ensemble, weight, values):
         """Σ w x over the neighbourhoods and samples of each state."""
@@ -179,8 +178,11 @@ class Estimator(NamedTuple):
                     )
 
     def _all_energies(self, parameters, samples):
-        one = lambda sample: self.energies(parameters, jax.tree.map(lambda leaf: leaf[None], sample))[0]  # noqa: E731
-        return lax.map(one, samples, batch_size=self.chunk_size or len(jax.tree.leaves(samples)[0]))
+        energies = sample_energies(self.energy, chunk_size=self.chunk_size)(*parameters, samples)
+        return self._by_neighbourhood(energies)
+
+    def _by_neighbourhood(self, values):
+        return values if self.is_local else jax.tree.map(lambda leaf: leaf[:, None], values)
 
     def _num_neighbourhoods(self, parameters, samples) -> int:
         """From the shapes of energy and observable, which have to agree."""
@@ -190,7 +192,7 @@ class Estimator(NamedTuple):
                     f"`{self.name}`: complex parameters are not supported: use their real and imaginary parts."
                 )
         sample = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), samples)
-        shape = jax.eval_shape(self.energy, parameters, sample).shape
+        shape = jax.eval_shape(self.energy, *parameters, sample).shape
         if not self.is_local:
             if shape != ():
                 raise ValueError(

@@ -82,7 +82,7 @@ def tabulated_form(model: nn.Module, species: Species, *, num_intervals: int = 1
     def energy(prepared, position: Position) -> Float[Array, ""]:
         params, tables = prepared
         distance = pair_distances(position, pairs)
-        filters = jnp.stack([tabulate.evaluate(table, distance) for table in tables])
+        filters = [tabulate.evaluate(table, distance) for table in tables]
         return jnp.sum(_apply(model)(params, species, pairs, filters, method="energies_from_filters"))
 
     return MDForm(prepare, energy)

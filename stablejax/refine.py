@@ -106,7 +106,8 @@ def refinement(
             jax.value_and_grad(qm_loss, has_aux=True)(params, frames),
         )
 
-    def update(moving: _Moving, observable_gradient, qm_gradient, rate_scale) -> _Moving:
+    def update(moving: _Moving, seen, rate_scale) -> _Moving:
+        (_, observable_gradient), (_, qm_gradient) = seen
         gradient = combine(observable_gradient, qm_gradient)
         is_finite = jnp.isfinite(optax.tree.norm(gradient))
         updates, optimizer_state = optimizer.update(gradient, moving.optimizer_state, moving.params)
@@ -124,19 +125,20 @@ def refinement(
         start = _Moving(params, optimizer_state, jnp.int32(0), jnp.float32(1), jnp.bool(True))
         ones = jnp.ones(len(mask), position.dtype)
         observable, qm = gradients(params, position, mask, ones, frames)
-        moving = update(start, observable[1], qm[1], rate_scale)
+        moving = update(start, (observable, qm), rate_scale)
         if reuse is not None:
             sampled_energy = reuse.energies_fn(params, position)
 
             def again(moving: _Moving) -> _Moving:
                 energy = reuse.energies_fn(moving.params, position)
                 weight = perturbation_weights(jnp.where(mask, energy, jnp.inf), sampled_energy, kT=reuse.kT)
-                fraction = effective_sample_size(weight, mask) / jnp.sum(mask)
-                (_, observable_gradient), (_, qm_gradient) = gradients(moving.params, position, mask, weight, frames)
-                updated = update(moving, observable_gradient, qm_gradient, rate_scale)
-                is_worth = fraction >= reuse.min_effective_fraction
-                kept = jax.tree.map(lambda a, b: jnp.where(is_worth, a, b), updated, moving)
-                return kept._replace(effective_fraction=fraction, is_going=kept.is_going & is_worth)
+                fraction = effective_sample_size(weight) / jnp.sum(mask)
+                moved = lax.cond(
+                    fraction >= reuse.min_effective_fraction,
+                    lambda: update(moving, gradients(moving.params, position, mask, weight, frames), rate_scale),
+                    lambda: moving._replace(is_going=jnp.bool(False)),
+                )
+                return moved._replace(effective_fraction=fraction)
 
             moving = lax.while_loop(lambda m: m.is_going & (m.num_updates < reuse.max_updates), again, moving)
         info = RefineInfo(

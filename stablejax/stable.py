@@ -50,6 +50,7 @@ class LearnInfo(NamedTuple):
     fraction_unstable: Float[Array, ""]
     num_steps: Int[Array, ""]
     num_quarantined: Int[Array, ""]
+    num_rounds: Int[Array, ""]  # times t steps that were simulated
     num_samples: Int[Array, ""]  # frames that count
     refinement: RefineInfo
     rate_scale: Float[Array, ""]  # factor on the learning rate
@@ -61,7 +62,7 @@ class StableTraining(NamedTuple):
 
     init: Callable[[Key, Params, Position], StableState]
     simulate: Callable[[StableState], tuple[StableState, SimulateInfo]]
-    learn: Callable[[StableState, Labelled], tuple[StableState, LearnInfo]]
+    learn: Callable[..., tuple[StableState, LearnInfo]]  # (state, frames, *, num_rounds=1)
 
 
 def stable_training(
@@ -88,8 +89,9 @@ def stable_training(
     checkpoint, up to t steps before its violation. None is rewound to before the start of the present simulation phase.
 
     Learning: each epoch runs all replicas for t steps from where they were rewound to, takes a frame every
-    `steps_per_frame` steps, and refines the parameters. It ends when at most `min_unstable` of the replicas became
-    unstable, the rate has fallen to `min_rate_scale`, or after `max_epochs`. The next cycle goes on from the endpoints.
+    `steps_per_frame` steps, and refines the parameters. The phase ends when at most `min_unstable` of the replicas
+    became unstable, the rate has fallen to `min_rate_scale`, or after `max_epochs`. The next cycle goes on from the
+    endpoints. Where one epoch should have more samples, `num_rounds` of `learn` (a Python integer) multiplies its t.
 
     Args:
       prepare: parameters -> what `integrator` takes; see `potential.MDForm`.
@@ -132,17 +134,18 @@ def stable_training(
             integrator, criterion, prepared, dynamics.restart(one[0]), one[1], freeze_above=jnp.inf
         )
     )
-    sample_replicas = map_replicas(
-        lambda prepared, replica: dynamics.sample(
+
+    def sample_replicas(prepared, replicas, num_rounds):
+        sample = lambda prepared, replica: dynamics.sample(  # noqa: E731
             integrator,
             criterion,
             prepared,
             dynamics.restart(replica),
-            num_frames=steps_per_epoch // steps_per_frame,
+            num_frames=num_rounds * steps_per_epoch // steps_per_frame,
             steps_per_frame=steps_per_frame,
             freeze_above=freeze_above,
         )
-    )
+        return map_replicas(sample)(prepared, replicas)
 
     def init(key: Key, params: Params, position: Position) -> StableState:
         keys = jax.random.split(key, len(position))
@@ -191,8 +194,8 @@ def stable_training(
         )
         return state, info
 
-    def learn(state: StableState, frames: Labelled) -> tuple[StableState, LearnInfo]:
-        replicas, trajectory = sample_replicas(prepare(state.params), state.rewound)
+    def learn(state: StableState, frames: Labelled, *, num_rounds: int = 1) -> tuple[StableState, LearnInfo]:
+        replicas, trajectory = sample_replicas(prepare(state.params), state.rewound, num_rounds)
         fraction = jnp.mean(replicas.is_unstable)
         mask = trajectory.is_valid.reshape(-1)
         position = trajectory.frame.position
@@ -213,6 +216,7 @@ def stable_training(
             fraction_unstable=fraction,
             num_steps=jnp.sum(replicas.step - state.rewound.step),
             num_quarantined=jnp.sum(~replicas.is_finite),
+            num_rounds=jnp.int32(num_rounds),
             num_samples=jnp.sum(mask),
             refinement=refine_info,
             rate_scale=rate_scale,

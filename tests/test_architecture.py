@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,9 +24,9 @@ ORDER = (
     "observables.structure",
     "observables.transport",
     "stability",
+    "reweighting",
     "covariance",
     "boltzmann",
-    "reweighting",
     "diagnostics",
     "losses",
     "pretrain",
@@ -77,3 +79,16 @@ def test_no_files_clocks_or_global_configuration(path):
 def test_public_names_exist():
     for name in stablejax.__all__:
         assert getattr(stablejax, name).__doc__
+
+
+def test_the_estimator_alone_needs_neither_models_nor_a_simulation_engine():
+    code = (
+        "import sys; from stablejax import boltzmann_grad; print(*{'flax', 'jax_md', 'scipy.stats'} & set(sys.modules))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == []
+
+
+def test_unknown_names_are_named():
+    with pytest.raises(AttributeError, match="'stablejax' has no attribute 'boltzman_grad'"):
+        stablejax.boltzman_grad  # noqa: B018

@@ -382,7 +382,7 @@ def test_non_finite_energies_are_named_and_excluded_only_if_asked():
     params, energy, observable, samples = vector_problem(20)
     spoilt = samples.at[jnp.array([3, 11])].set(jnp.inf)
     fn = boltzmann_value_and_grad(
-        loss_of, energy, jax.tree_util.Partial(lambda x: observable(jnp.nan_to_num(x, posinf=0.0))), kT=KT, chunk_size=6
+        loss_of, energy, lambda x: observable(jnp.nan_to_num(x, posinf=0.0)), kT=KT, chunk_size=6
     )
     with pytest.raises(
         ValueError, match="energies of 2 samples are not finite, the first of them 3, 11: leave them out"

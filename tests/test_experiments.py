@@ -132,6 +132,8 @@ def test_another_config_in_the_same_place_is_refused(finished):
         (("pretrain", "schedule", "linear"), "has to be cosine or plateau, got 'linear'"),
         (("evaluate", "frame_spacing_fs", 10.3), "config.evaluate.frame_spacing_fs has to be a whole number"),
         (("data", "num_train", 100_000), "asked for 100000 training"),
+        (("stable", "wanted_signal_to_noise", 2.0), "set config.stable.trust_blocks"),
+        (("stable", "trust_blocks", 3), "= 3 needs as many replicas on each of 2 devices, got 4 in all"),
     ],
 )
 def test_settings_that_cannot_be_are_named(change, message, tmp_path):
@@ -227,3 +229,15 @@ def test_samples_are_used_again_and_their_worth_is_logged(tmp_path):
     assert learning
     assert all(entry["num_updates"] == 3 and 0 < entry["effective_fraction"] <= 1 for entry in learning)
     assert all(entry["signal_to_noise"] > 0 and abs(entry["gradient_cosine"]) <= 1 for entry in learning)
+
+
+def test_noisy_gradients_get_more_samples(tmp_path):
+    config = tiny(tmp_path / "run")
+    config.stable.num_cycles, config.stable.max_epochs, config.stable.trust_blocks = 1, 3, 2
+    config.stable.wanted_signal_to_noise, config.stable.max_rounds = 1e4, 4
+    config.evaluate.horizon_ps = 0.02
+    pipeline.run(config, build)
+    entries = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    learning = [entry for entry in entries if entry.get("phase") == "learning"]
+    assert [entry["num_rounds"] for entry in learning] == [1, 4, 4]
+    assert learning[1]["num_samples"] > learning[0]["num_samples"]

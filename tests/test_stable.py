@@ -59,7 +59,9 @@ def training(spring, criterion, **changes):
         map_replicas=partial(dynamics.map_replicas, batch_size=None),
     )
     built = stable.stable_training(**(settings | changes))
-    return integrator, stable.StableTraining(jax.jit(built.init), jax.jit(built.simulate), jax.jit(built.learn))
+    return integrator, stable.StableTraining(
+        jax.jit(built.init), jax.jit(built.simulate), jax.jit(built.learn, static_argnames="num_rounds")
+    )
 
 
 def stretch_criterion(spring, threshold):
@@ -130,6 +132,17 @@ def test_rewound_replicas_fail_again_where_they_failed(spring):
     assert float(learn_info.fraction_unstable) == float(info.fraction_unstable)
     assert int(learn_info.num_samples) == 16 * 2
     assert int(learning.epoch) == 1
+    assert_same_state(learning.rewound, state.rewound)
+
+
+def test_more_rounds_are_more_samples_from_the_same_start(spring):
+    _, built = training(spring, stretch_criterion(spring, 0.25))
+    state, _, _ = simulate_until_learning(built, init(built, spring))
+    _, one = built.learn(state, NO_FRAMES)
+    learning, three = built.learn(state, NO_FRAMES, num_rounds=3)
+    assert (int(one.num_rounds), int(three.num_rounds)) == (1, 3)
+    assert int(three.num_samples) == 3 * int(one.num_samples)
+    assert int(three.num_steps) == 3 * int(one.num_steps)
     assert_same_state(learning.rewound, state.rewound)
 
 

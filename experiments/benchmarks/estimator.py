@@ -9,23 +9,18 @@ compiled program needs at its peak, arguments and result included.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
 
 from experiments import runtime
 from experiments.benchmarks import records
-
-_NUM_SAMPLES = flags.DEFINE_list("num_samples", ["40", "640", "2560"], "numbers of samples N")
-_CHUNK_SIZE = flags.DEFINE_integer("chunk_size", 40, "samples that are differentiated together, by all methods")
-_REPEATS = flags.DEFINE_integer("repeats", 5, "calls of each method, in turn")
-_JSON = flags.DEFINE_string("json", "", "file for the record")
+from experiments.benchmarks.timing import measure, peak_memory_bytes
 
 NUM_BINS = 500
 KT = 0.0431
@@ -76,25 +71,6 @@ def methods(energy_fn, observable_fn, loss_fn, chunk_size: int) -> dict[str, Cal
     }
 
 
-def measure(compiled: Mapping[str, Callable[..., Any]], arguments: tuple, repeats: int) -> dict[str, float]:
-    """Median seconds of each, taking turns."""
-    times: dict[str, list[float]] = {name: [] for name in compiled}
-    for fn in compiled.values():
-        jax.block_until_ready(fn(*arguments))
-    for _ in range(repeats):
-        for name, fn in compiled.items():
-            begun = time.perf_counter()
-            jax.block_until_ready(fn(*arguments))
-            times[name].append(time.perf_counter() - begun)
-    return {name: float(np.median(values)) for name, values in times.items()}
-
-
-def peak_memory_bytes(compiled: jax.stages.Compiled) -> int:
-    """What the program needs at its peak, as its compiler counts it, arguments and result included."""
-    memory: Any = compiled.memory_analysis()
-    return memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
-
-
 def relative_difference(gradient, reference) -> float:
     """‖a − b‖ / ‖b‖ over all leaves."""
     norm = lambda tree: np.sqrt(sum(np.sum(np.asarray(leaf, float) ** 2) for leaf in jax.tree.leaves(tree)))  # noqa: E731
@@ -141,17 +117,22 @@ def run(num_samples: list[int], chunk_size: int, repeats: int) -> list[dict]:
     return rows
 
 
-def main(_) -> None:
+def main() -> None:
     """Run and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num_samples", type=records.numbers, default=[40, 640, 2560], help="numbers of samples N")
+    parser.add_argument("--chunk_size", type=int, default=8, help="samples that are differentiated together")
+    parser.add_argument("--repeats", type=int, default=5, help="calls of each method, in turn")
+    parser.add_argument("--json", type=Path, help="file for the record")
+    given = parser.parse_args()
+    if bad := [number for number in given.num_samples if number > given.chunk_size and number % given.chunk_size]:
+        parser.error(f"--num_samples has to be multiples of --chunk_size = {given.chunk_size}, got {bad}.")
     runtime.configure(host_devices=1)
-    numbers = [int(number) for number in _NUM_SAMPLES.value]
-    if bad := [number for number in numbers if number > _CHUNK_SIZE.value and number % _CHUNK_SIZE.value]:
-        raise SystemExit(f"error: --num_samples has to be multiples of --chunk_size = {_CHUNK_SIZE.value}, got {bad}.")
-    config = {"num_samples": numbers, "chunk_size": _CHUNK_SIZE.value, "repeats": _REPEATS.value, "num_bins": NUM_BINS}
-    rows = run(numbers, _CHUNK_SIZE.value, _REPEATS.value)
-    if _JSON.value:
-        records.write(Path(_JSON.value), "benchmarks.estimator", config, rows)
+    rows = run(given.num_samples, given.chunk_size, given.repeats)
+    if given.json:
+        config = records.config_of(given) | {"num_bins": NUM_BINS}
+        records.write(given.json, "benchmarks.estimator", config, rows)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

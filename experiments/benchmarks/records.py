@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
 from experiments import runtime
+
+
+def numbers(text: str) -> list[int]:
+    """`40,640` as a list, for a command line."""
+    return [int(number) for number in text.split(",")]
+
+
+def config_of(given: argparse.Namespace) -> dict:
+    """What was chosen on the command line, without where the record goes."""
+    return {name: value for name, value in vars(given).items() if name != "json"}
 
 
 def show(rows: list[dict], **where) -> None:

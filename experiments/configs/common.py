@@ -60,9 +60,11 @@ def get_config() -> ConfigDict:
     stable.qm_batch_size = 100  # frames of the static set per epoch; the whole set if that is smaller
     stable.max_updates = 1  # of the parameters per epoch; more reuse its samples by reweighting
     stable.min_effective_fraction = 0.5  # samples are reused while N_eff/N is at least this
-    stable.trust_blocks = (
-        0  # blocks of replicas for the signal-to-noise ratio of the gradient, each for one gradient; 0: none
+    stable.trust_blocks = 0  # blocks of replicas for the gradient's signal-to-noise, a gradient each; 0: no look
+    stable.wanted_signal_to_noise = (
+        0.0  # under it the next epoch simulates longer, t by t; 0: always t; see trust_blocks
     )
+    stable.max_rounds = 8  # at most so many times t
     stable.plateau_factor = 0.2  # the rate falls by this when the observable loss stalls
     stable.plateau_patience = 10  # epochs without improvement
     stable.min_rate_scale = 0.04  # ends the learning phase: the rate has fallen by 25

@@ -40,22 +40,20 @@ class SchNet(nn.Module):
         self.readout_in = nn.Dense(self.num_features // 2, kernel_init=init)
         self.readout_out = nn.Dense(1, kernel_init=init)
 
-    def filters(self, distance: Float[Array, " pair"]) -> Float[Array, "block pair filter"]:
-        """Filter weights of every block, cutoff included: 0 from the cutoff on."""
+    def filters(self, distance: Float[Array, " pair"]) -> list[Float[Array, "pair filter"]]:
+        """Filter weights of each block, cutoff included: 0 from the cutoff on."""
         radial = basis.gaussian_basis(distance, self.gaussian_centre)
         envelope = basis.cosine_envelope(distance, cutoff=self.cutoff)[:, None]
-        return jnp.stack(
-            [
-                outer(basis.shifted_softplus(inner(radial))) * envelope
-                for inner, outer in zip(self.filter_in, self.filter_out, strict=True)
-            ]
-        )
+        return [
+            outer(basis.shifted_softplus(inner(radial))) * envelope
+            for inner, outer in zip(self.filter_in, self.filter_out, strict=True)
+        ]
 
     def energies_from_filters(
-        self, species: Species, pairs: Pairs, filters: Float[Array, "block pair filter"]
+        self, species: Species, pairs: Pairs, filters: list[Float[Array, "pair filter"]]
     ) -> Float[Array, " atom"]:
         """Atom energies, eV, from the filters of each pair."""
-        feature = self.embedding(species).astype(filters.dtype)
+        feature = self.embedding(species).astype(filters[0].dtype)
         for block in range(self.num_blocks):
             sent = self.convolution_in[block](feature)
             message: Array = (

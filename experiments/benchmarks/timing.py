@@ -1,0 +1,29 @@
+"""How benchmarks measure time and memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def measure(fns: Mapping[str, Callable[..., Any]], arguments: tuple, repeats: int) -> dict[str, float]:
+    """Median seconds of each, taking turns."""
+    times: dict[str, list[float]] = {name: [] for name in fns}
+    for fn in fns.values():
+        jax.block_until_ready(fn(*arguments))
+    for _ in range(repeats):
+        for name, fn in fns.items():
+            begun = time.perf_counter()
+            jax.block_until_ready(fn(*arguments))
+            times[name].append(time.perf_counter() - begun)
+    return {name: float(np.median(values)) for name, values in times.items()}
+
+
+def peak_memory_bytes(compiled: jax.stages.Compiled) -> int:
+    """What the program needs at its peak, as its compiler counts it, arguments and result included."""
+    memory: Any = compiled.memory_analysis()
+    return memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes

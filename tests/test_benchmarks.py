@@ -1,0 +1,33 @@
+"""The benchmarks at their smallest size: what they compare is the same, and what they print is there."""
+
+from __future__ import annotations
+
+import pytest
+
+from experiments.benchmarks import estimator, unrolled
+
+
+def by_metric(rows, name, **where):
+    return [row["value"] for row in rows if row["metric"] == name and all(row.get(key) == where[key] for key in where)]
+
+
+def test_estimator_and_its_rivals_give_the_same_gradient():
+    rows = estimator.run([8], chunk_size=4, repeats=1)
+    differences = by_metric(rows, "relative_difference")
+    assert len(differences) == 2
+    assert max(differences) < 1e-4
+    assert len(by_metric(rows, "time_s")) == len(by_metric(rows, "peak_memory_bytes")) == 4
+
+
+def test_backpropagation_needs_memory_for_every_step_and_the_estimator_does_not():
+    rows = unrolled.run([20, 200], num_replicas=8, num_estimates=100, repeats=1)
+    memory = {name: by_metric(rows, "peak_memory_bytes", method=name) for name in ("boltzmann", "direct")}
+    assert memory["direct"][1] > 5 * memory["direct"][0]
+    assert memory["boltzmann"][1] < 0.3 * memory["direct"][1]
+    bias, error = (
+        by_metric(rows, name, method="boltzmann") for name in ("gradient_bias", "gradient_bias_standard_error")
+    )
+    assert bias == pytest.approx([0.0, 0.0], abs=4 * max(error))
+    short = by_metric(rows, "gradient_bias", method="direct", num_steps=20)[0]
+    exact = by_metric(rows, "exact_gradient")[0]
+    assert short == pytest.approx(-exact, rel=0.2)  # too short for the ensemble to follow the potential
