@@ -39,6 +39,7 @@ def get_config() -> ConfigDict:
     config.observable.bond_weight = 3.0
 
     config.stable.num_replicas = 32
+    config.stable.estimator_chunk = 8
     config.stable.max_unstable = 0.5
     config.stable.num_cycles = 1
     config.stable.max_epochs = 14
