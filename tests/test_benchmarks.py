@@ -22,7 +22,7 @@ def test_estimator_and_its_rivals_give_the_same_gradient():
 def test_backpropagation_needs_memory_for_every_step_and_the_estimator_does_not():
     rows = unrolled.run([20, 200], num_replicas=8, num_estimates=100, repeats=1)
     memory = {name: by_metric(rows, "peak_memory_bytes", method=name) for name in ("boltzmann", "direct")}
-    assert memory["direct"][1] > 5 * memory["direct"][0]
+    assert memory["direct"][1] > 3 * memory["direct"][0]
     assert memory["boltzmann"][1] < 0.3 * memory["direct"][1]
     bias, error = (
         by_metric(rows, name, method="boltzmann") for name in ("gradient_bias", "gradient_bias_standard_error")
