@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from experiments.benchmarks import estimator, unrolled
+from experiments.benchmarks import estimator, records, unrolled
 
 
 def by_metric(rows, name, **where):
@@ -31,3 +33,10 @@ def test_backpropagation_needs_memory_for_every_step_and_the_estimator_does_not(
     short = by_metric(rows, "gradient_bias", method="direct", num_steps=20)[0]
     exact = by_metric(rows, "exact_gradient")[0]
     assert short == pytest.approx(-exact, rel=0.2)  # too short for the ensemble to follow the potential
+
+
+def test_what_is_not_finite_is_null_in_the_record(tmp_path):
+    rows = [{"metric": "a", "value": 1.0}, {"metric": "b", "value": float("nan")}]
+    records.write(tmp_path / "record.json", "name", {}, rows)
+    written = json.loads((tmp_path / "record.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert [row["value"] for row in written["rows"]] == [1.0, None]

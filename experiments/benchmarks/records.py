@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 from experiments import runtime
@@ -28,6 +29,7 @@ def show(rows: list[dict], **where) -> None:
 
 
 def write(path: Path, name: str, config: dict, rows: list[dict]) -> None:
-    """The record of a run as one JSON object."""
-    record = {"name": name, "config": config, "rows": rows} | runtime.about()
+    """The record of a run as one JSON object; a value that is not finite is null."""
+    finite = [row if math.isfinite(row["value"]) else row | {"value": None} for row in rows]
+    record = {"name": name, "config": config, "rows": finite} | runtime.about()
     path.write_text(json.dumps(record, indent=1) + "\n")
