@@ -96,12 +96,12 @@ def _phase_rows(config, system, phase, run: Evaluation, reference_vacf) -> list[
 
 def summary(record: dict) -> list[str]:
     """The outcome in a few lines."""
-    find = _finder(record)
+    find = finder(record)
     before, after = find("median_first_passage_ps", "before"), find("median_first_passage_ps", "after")
     ratio = find("ratio_median_first_passage")
     return [
         (
-            f"median stable time: {_with_interval(before)} ps before, {_with_interval(after)} ps after: "
+            f"median stable time: {with_interval(before)} ps before, {with_interval(after)} ps after: "
             f"{'at least ' if ratio['censored'] else ''}{ratio['value']:.1f} times longer "
             f"(95 % interval {ratio['low']:.1f} to {ratio['high']:.1f}, log-rank p = {find('logrank_p')['value']:.1g})"
         ),
@@ -161,7 +161,7 @@ ROWS = (
 
 
 def _table(record) -> str:
-    find = _finder(record)
+    find = finder(record)
     lines = []
     for metric, label, form in ROWS:
         cells = []
@@ -170,7 +170,7 @@ def _table(record) -> str:
             if row is None:
                 cells.append("no replica was stable for a window")
             elif metric == "median_first_passage_ps":
-                cells.append(_with_interval(row))
+                cells.append(with_interval(row))
             else:
                 cells.append(form.format(row["value"]))
         lines.append(f"<tr><td>{label}</td><td>{html.escape(cells[0])}</td><td>{html.escape(cells[1])}</td></tr>")
@@ -193,14 +193,17 @@ def _caption(config, system) -> str:
     )
 
 
-def _with_interval(row: dict) -> str:
+def with_interval(row: dict) -> str:
+    """A median with its interval, bounds at the horizon said as such."""
     horizon = row["horizon_ps"]
     bound = lambda x: f"{x:.1f}" if x < horizon else f"over {horizon:g}"  # noqa: E731
     value = f"over {horizon:g}" if row["censored"] else f"{row['value']:.2f}"
     return f"{value} ({bound(row['low'])} to {bound(row['high'])})"
 
 
-def _finder(record: dict):
+def finder(record: dict):
+    """`(metric, phase=None) -> ` the row of a record, or None."""
+
     def find(metric: str, phase: str | None = None) -> dict | None:
         return next((r for r in record["rows"] if r["metric"] == metric and r.get("phase") == phase), None)
 

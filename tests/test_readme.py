@@ -9,8 +9,11 @@ from pathlib import Path
 import jax
 import pytest
 
+from experiments import report
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+PHASES = ("before", "after")
 
 
 def test_the_estimator_example_gives_what_it_says():
@@ -38,39 +41,31 @@ def result_lines():
     ]
 
     def line(name, cell):
-        return f"| {name} | {' | '.join(cell(record['rows'], record) for record in records)} |"
-
-    def find(rows, metric, phase=None):
-        return next(row for row in rows if row["metric"] == metric and row.get("phase") == phase)
+        return f"| {name} | {' | '.join(cell(report.finder(record)) for record in records)} |"
 
     def change(metric, form, scale=1.0):
-        values = lambda rows: (scale * find(rows, metric, phase)["value"] for phase in ("before", "after"))  # noqa: E731
-        return lambda rows, _: " → ".join(form.format(value) for value in values(rows))
+        return lambda find: " → ".join(form.format(scale * find(metric, phase)["value"]) for phase in PHASES)
 
-    def ratio(rows, _):
-        row = find(rows, "ratio_median_first_passage")
+    def ratio(find):
+        row = find("ratio_median_first_passage")
         return f"{'at least ' * row['censored']}{row['value']:.1f} ({row['low']:.1f} to {row['high']:.1f})"
 
-    def median(rows, _):
-        def one(row):
-            over = lambda value: f"{'over ' * (value >= row['horizon_ps'])}{value:.3g}"  # noqa: E731
-            return f"{over(row['value'])} ({over(row['low'])} to {over(row['high'])})"
-
-        return " → ".join(one(find(rows, "median_first_passage_ps", phase)) for phase in ("before", "after"))
+    def median(find):
+        return " → ".join(report.with_interval(find("median_first_passage_ps", phase)) for phase in PHASES)
 
     return [
         line("median stable time (ps)", median),
         line("times longer", ratio),
-        line("log-rank p", lambda rows, _: f"{find(rows, 'logrank_p')['value']:.0e}"),
+        line("log-rank p", lambda find: f"{find('logrank_p')['value']:.0e}"),
         line("unstable at the end (%)", change("fraction_unstable_at_horizon", "{:.0f}", 100)),
         line("force MAE (eV/Å)", change("force_mae_eV_per_A", "{:.3f}")),
-        line("force MAE change (%)", lambda rows, _: f"{100 * find(rows, 'force_mae_change')['value']:+.0f}"),
+        line("force MAE change (%)", lambda find: f"{100 * find('force_mae_change')['value']:+.0f}"),
         line("energy MAE (meV/atom)", change("energy_mae_meV_per_atom", "{:.1f}")),
         line("h(r) MAE (1/Å)", change("h_r_mae", "{:.4f}")),
         line("VACF MAE", change("vacf_mae", "{:.3f}")),
         line("bond angles, MAE (degrees)", change("bond_angle_mae_degree", "{:.2f}")),
         line("kinetic temperature (K)", change("internal_temperature_K", "{:.0f}")),
-        line("wall time (s)", lambda _, record: f"{record['wall_s']:.0f}"),
+        "| wall time (s) | " + " | ".join(f"{record['wall_s']:.0f}" for record in records) + " |",
     ]
 
 
