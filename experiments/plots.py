@@ -47,9 +47,9 @@ def _course(axis, course):
     for index in np.flatnonzero(is_learning):
         axis.axvspan(edges[index], edges[index + 1], color=LEARNING, linewidth=0)
     axis.plot(edges, np.concatenate([[0.0], unstable]), color=REFERENCE, marker=".", linewidth=1)
-    axis.axvspan(np.nan, np.nan, color=LEARNING, label="learning")
+    axis.axvspan(np.nan, np.nan, facecolor=LEARNING, edgecolor="#999999", label="learning")
     axis.axvspan(np.nan, np.nan, facecolor="white", edgecolor="#999999", label="simulation")
-    axis.legend(frameon=False)
+    axis.legend(facecolor="white", framealpha=1, edgecolor="none")
     axis.set(title="course of StABlE training", xlabel="simulated time, all replicas (ps)", ylabel="unstable (%)")
     axis.set_ylim(0, 100)
 

@@ -136,7 +136,7 @@ def write_page(run_dir: Path, config, system, record, before, after, course, ref
         stages=_stages(record),
         caption=html.escape(_caption(config, system)),
         config=html.escape(str(ConfigDict(record["config"]))),
-        machine=html.escape(f"{record['machine']}; {record['versions']}; commit {record['commit']}"),
+        machine=html.escape(_ran_on(record)),
         command=html.escape(record["command"]),
     )
     path = run_dir / "report.html"
@@ -180,6 +180,15 @@ def _table(record) -> str:
 def _stages(record) -> str:
     rows = [row for row in record["rows"] if row["metric"] == "stage_wall_s"]
     return "\n".join(f"<tr><td>{html.escape(row['stage'])}</td><td>{row['value']:.0f}</td></tr>" for row in rows)
+
+
+def _ran_on(record) -> str:
+    machine = record["machine"]
+    place = f"{machine['cores']} cores of {machine['cpu']}"
+    if machine["accelerator"]:
+        place = f"{machine['devices']} × {machine['accelerator']}, {place}"
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    return f"{place}; {versions}; commit {record['commit']}"
 
 
 def _caption(config, system) -> str:
