@@ -176,13 +176,13 @@ def boltzmann_value_and_grad(
 
             def weighted_energy(*parameters):
                 energies = estimator.energies(parameters, samples)
-                return jnp.vdot(weight, energies), jnp.all(jnp.isfinite(energies) | (ensemble.weight == 0))
+                return jnp.vdot(weight, energies), jnp.all(jnp.isfinite(energies))
 
             gradient, is_finite = jax.grad(weighted_energy, argnums=argnums, has_aux=True)(*parameters)
             return gradient, jnp.sum(~is_finite)
 
         gradient, num_broken = estimator.total(estimator.sum(weighted_gradient, samples, ensemble))
-        estimator.check_finite(num_broken, parameters, samples, ensemble)
+        estimator.check_finite(num_broken, parameters, samples)
         return value, jax.tree.map(lambda leaf: jnp.where(num_broken > 0, jnp.nan, leaf), gradient)
 
     return value_and_grad

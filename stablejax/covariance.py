@@ -147,15 +147,15 @@ class Estimator(NamedTuple):
 
     def without_non_finite(self, parameters, samples, ensemble):
         """Samples and ensemble in which those whose energy is not finite do not count."""
-        energies = self._all_energies(parameters, samples)
-        weight = jnp.where(jnp.isfinite(energies), ensemble.weight, 0)
+        is_finite = jnp.all(jnp.isfinite(self._all_energies(parameters, samples)), axis=1, keepdims=True)
+        weight = jnp.where(is_finite, ensemble.weight, 0)
         return _stand_in(samples, weight), ensemble._replace(weight=weight)
 
-    def check_finite(self, num_broken, parameters, samples, ensemble):
+    def check_finite(self, num_broken, parameters, samples):
         """Name the samples whose energy is not finite, where arrays are concrete."""
         if not _is_concrete(num_broken) or num_broken == 0:
             return
-        is_broken = ~jnp.isfinite(self._all_energies(parameters, samples)) & (ensemble.weight > 0)
+        is_broken = ~jnp.isfinite(self._all_energies(parameters, samples))
         indices = np.flatnonzero(np.asarray(is_broken).any(axis=1))
         raise ValueError(
             f"`{self.name}`: the energies of {len(indices)} samples are not finite, the first of them "

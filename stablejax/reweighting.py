@@ -61,7 +61,7 @@ def balanced_subsample(
     Args:
       key: PRNG key.
       value: what is binned. A NaN is in no bin.
-      edges: ascending; samples outside are not chosen.
+      edges: ascending; a bin has its lower edge and not its upper. Samples outside are not chosen.
       num_per_bin: n.
 
     Returns:

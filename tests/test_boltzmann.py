@@ -396,6 +396,15 @@ def test_non_finite_energies_are_named_and_excluded_only_if_asked():
     assert_trees_close(jax.jit(excluding)(params, spoilt), expected)
 
 
+def test_a_sample_with_one_neighbourhood_that_is_not_finite_is_excluded_whole():
+    samples = jnp.asarray(np.random.default_rng(0).normal(size=(20, 3)))
+    fn = boltzmann_value_and_grad(
+        jnp.sum, localised(lambda k, x: 0.5 * k * x**2), jnp.square, kT=KT, excludes_non_finite=True
+    )
+    excluded = fn(2.0, samples.at[4, 1].set(jnp.inf))
+    assert_trees_close(excluded, fn(2.0, jnp.delete(samples, 4, axis=0)))
+
+
 @pytest.mark.parametrize(
     ("message", "call"),
     [

@@ -92,6 +92,13 @@ def test_balanced_subsample_takes_as_many_of_each_bin():
     assert np.all(np.abs(counts[:5] / 4000 - 0.4) < 4 * np.sqrt(0.4 * 0.6 / 4000))
 
 
+def test_a_value_on_an_edge_is_in_the_upper_bin_only():
+    value, edges = jnp.array([1.0, 2.0]), jnp.array([0.0, 1.0, 2.0])
+    index, mask = balanced_subsample(jax.random.key(0), value, edges, num_per_bin=1)
+    assert mask.tolist() == [False, True]
+    assert int(index[1]) == 0
+
+
 def test_balanced_subsample_refuses_what_makes_no_sense():
     with pytest.raises(ValueError, match="at least 2 `edges` and 1 <= num_per_bin <= 3 samples, got 2 edges"):
         balanced_subsample(jax.random.key(0), jnp.ones(3), jnp.array([0.0, 1.0]), num_per_bin=4)
