@@ -73,6 +73,15 @@ def test_internal_temperature_is_the_requested_one_for_every_element(kind, num_r
             assert float(per_atom[element].mean()) == pytest.approx(1, abs=0.02)
 
 
+@pytest.mark.parametrize(("kind", "num_removed"), [("langevin", 0), ("nose_hoover", 6)])
+def test_the_start_is_as_warm_as_the_rest(kind, num_removed):
+    integrator = make_integrator(kind, Cluster)
+    start = jax.vmap(lambda key: integrator.init(key, 4.0, Cluster.start).velocity)
+    velocity = start(jax.random.split(jax.random.key(0), 4000))
+    temperature = dynamics.kinetic_temperature(velocity, Cluster.mass, num_removed=num_removed) / KT
+    assert abs(float(temperature.mean()) - 1) < 4 * standard_error(temperature) < 0.02
+
+
 def test_nose_hoover_of_jax_md_alone_is_hot():
     """The positive control: counting 3N degrees of freedom makes the 3N − 6 that move hot by 36/30."""
     ours = make_integrator("nose_hoover", Cluster)
