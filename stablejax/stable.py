@@ -30,8 +30,8 @@ class StableState(NamedTuple):
     cycle: Int[Array, ""]  # completed cycles
     epoch: Int[Array, ""]  # epochs of the present learning phase
     replicas: Replica  # as they stand
-    checkpoint: Replica  # at the start of their latest t steps of simulation
-    earlier_checkpoint: Replica  # t steps before that
+    checkpoint: Replica  # before the latest t steps of simulation
+    earlier_checkpoint: Replica  # t steps before that; kept once a replica is frozen
     rewound: Replica  # where every epoch of the present learning phase starts
 
 
@@ -130,9 +130,7 @@ def stable_training(
         )
     )
     replay_replicas = map_replicas(
-        lambda prepared, one: dynamics.advance(
-            integrator, criterion, prepared, dynamics.restart(one[0]), one[1], freeze_above=jnp.inf
-        )
+        lambda prepared, one: dynamics.advance(integrator, criterion, prepared, dynamics.restart(one[0]), one[1])
     )
 
     def sample_replicas(prepared, replicas, num_rounds):
@@ -168,7 +166,6 @@ def stable_training(
         prepared = prepare(state.params)
         is_active = ~state.replicas.is_frozen
         earlier_checkpoint = _select(is_active, state.checkpoint, state.earlier_checkpoint)
-        checkpoint = _select(is_active, state.replicas, state.checkpoint)
         replicas = run_replicas(prepared, state.replicas)
         fraction = jnp.mean(replicas.is_unstable)
         starts_learning = fraction >= max_unstable
@@ -188,7 +185,7 @@ def stable_training(
             num_calls=state.num_calls + 1,
             phase=jnp.where(starts_learning, LEARN, SIMULATE).astype(jnp.int32),
             replicas=replicas,
-            checkpoint=checkpoint,
+            checkpoint=state.replicas,
             earlier_checkpoint=earlier_checkpoint,
             rewound=rewound,
         )

@@ -77,3 +77,14 @@ def test_bad_input_is_refused():
         evaluate.ratio_of_medians((np.ones(3), np.ones(3, bool)), (np.ones(4), np.ones(4, bool)), seed=0)
     with pytest.raises(ValueError, match="for the same time, got from 1 to 2"):
         evaluate.ratio_of_medians((np.arange(1.0, 3.0), np.zeros(2, bool)), (np.ones(2), np.ones(2, bool)), seed=0)
+
+
+def test_interval_of_the_ratio_is_that_of_medians_of_resampled_replicas():
+    rng = np.random.default_rng(5)
+    before, after = (np.minimum(rng.exponential(scale, 9), 8.0) for scale in (1.5, 6.0))
+    sets = [(time, time < 8.0) for time in (before, after)]
+    ratio = evaluate.ratio_of_medians(*sets, seed=3, num_resamples=200)
+    resampled = np.random.default_rng(3).integers(0, 9, (200, 9))
+    medians = [[evaluate.median_first_passage(time[i], failed[i]).value for i in resampled] for time, failed in sets]
+    expected = np.quantile(np.divide(medians[1], medians[0]), [0.025, 0.975])
+    assert (ratio.low, ratio.high) == pytest.approx(tuple(expected))

@@ -189,6 +189,7 @@ def test_learning_ends_when_the_rate_has_decayed(spring):
     assert scales[0] == 1.0
     assert 0.2 < scales[-1] < 1.0
     assert len(scales) < 20
+    assert float(state.plateau_state.scale) == 1.0  # the next phase starts afresh
 
 
 def test_update_is_the_gradient_step_of_equation_seven(spring):
