@@ -29,6 +29,7 @@ class Ensemble(NamedTuple):
 
 class Moments(NamedTuple):
     mean: Any  # ḡ, [state, ...]
+    residual: Any  # what rounding left of the mean: the deviations from ḡ + residual sum to 0
     weight: Float[Array, " state"]  # Σ w
     correction: Float[Array, " state"]  # 1 − Σ p²
 
@@ -68,31 +69,42 @@ class Estimator(NamedTuple):
         return jax.ops.segment_sum(per_sample, ensemble.state, num_segments=len(self.kT))
 
     def moments(self, samples, ensemble):
-        def sums(samples, ensemble):
+        def weights(samples, ensemble):
             weight = ensemble.weight
-            is_counted = lambda g: _like(weight > 0, g)  # noqa: E731
-            observables = jax.tree.map(lambda g: jnp.where(is_counted(g), g, 0), self.observables(samples))
-            return (
-                self.by_state(ensemble, weight, jnp.ones_like(weight)),
-                self.by_state(ensemble, weight, weight),
-                jax.tree.map(lambda g: self.by_state(ensemble, weight, g), observables),
-            )
+            return self.by_state(ensemble, weight, jnp.ones_like(weight)), self.by_state(ensemble, weight, weight)
 
-        weight, squares, observables = self.total(self.sum(sums, samples, ensemble))
-        mean = jax.tree.map(lambda g: g / _like(weight, g), observables)
-        return lax.stop_gradient(Moments(mean, weight, 1 - squares / weight**2))
+        def deviations(mean):
+            def one(samples, ensemble):
+                parts = self._deviations(samples, ensemble, mean)
+                return jax.tree.map(lambda g: self.by_state(ensemble, ensemble.weight, g), parts)
+
+            return jax.tree.map(lambda g: g / _like(weight, g), self.total(self.sum(one, samples, ensemble)))
+
+        weight, squares = self.total(weights(samples, ensemble))
+        shape = jax.eval_shape(self.observables, samples)
+        zero = jax.tree.map(lambda g: jnp.zeros((len(self.kT), *g.shape[2:]), g.dtype), shape)
+        mean = deviations(zero)
+        return lax.stop_gradient(Moments(mean, deviations(mean), weight, 1 - squares / weight**2))
+
+    def _deviations(self, samples, ensemble, mean):
+        """G − ḡ of what counts, 0 of the rest."""
+        is_counted = ensemble.weight > 0
+
+        def one(g, mean):
+            return jnp.where(_like(is_counted, g), g - mean[ensemble.state][:, None], 0)
+
+        return jax.tree.map(one, self.observables(samples), mean)
 
     def coefficients(self, samples, ensemble, moments):
         """−1/(k_B T) · 1/(1 − Σ p²) · p_i (g_i − ḡ) for every sample and neighbourhood."""
         scale = -1 / (jnp.asarray(self.kT, moments.weight.dtype) * moments.correction * moments.weight)
         weight = ensemble.weight * scale[ensemble.state][:, None]
-        is_counted = ensemble.weight > 0
 
-        def one(g, mean):
-            deviation = jnp.where(_like(is_counted, g), g - mean[ensemble.state][:, None], 0)
-            return lax.stop_gradient(_like(weight, g) * deviation)
+        def one(deviation, residual):
+            # A sum of weights that is not 0 would multiply the mean of ∂U/∂θ, far larger than its covariance.
+            return lax.stop_gradient(_like(weight, deviation) * (deviation - residual[ensemble.state][:, None]))
 
-        return jax.tree.map(one, self.observables(samples), moments.mean)
+        return jax.tree.map(one, self._deviations(samples, ensemble, moments.mean), moments.residual)
 
     def contract(self, ensemble, coefficients, cotangent):
         """Σ over the observable of v · c: the weight of each sample's energy."""

@@ -396,6 +396,19 @@ def test_non_finite_energies_are_named_and_excluded_only_if_asked():
     assert_trees_close(jax.jit(excluding)(params, spoilt), expected)
 
 
+def test_rounding_of_the_mean_does_not_bring_in_the_mean_of_the_derivative():
+    """∂U/∂k has a mean a hundred thousand times its spread, which has to drop out in float32 too."""
+    x = np.random.default_rng(1).normal(size=2000)
+    energy = lambda k, x: k * (1e5 + x)  # noqa: E731
+    observable = lambda x: 1.0 + 0.1 * x  # noqa: E731
+    exact = -0.1 * np.var(x, ddof=1) / KT
+    samples = jnp.asarray(x, jnp.float32)
+    gradient = boltzmann_grad(lambda m: m, energy, observable, kT=KT, chunk_size=7)(jnp.float32(1.0), samples)
+    assert float(gradient) == pytest.approx(exact, rel=0.02)
+    mean = expectation(energy, observable, kT=KT, chunk_size=7)
+    assert float(jax.grad(mean)(jnp.float32(1.0), samples)) == pytest.approx(exact, rel=0.02)
+
+
 def test_a_sample_with_one_neighbourhood_that_is_not_finite_is_excluded_whole():
     samples = jnp.asarray(np.random.default_rng(0).normal(size=(20, 3)))
     fn = boltzmann_value_and_grad(

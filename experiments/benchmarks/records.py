@@ -15,9 +15,19 @@ def numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
 
-def config_of(given: argparse.Namespace) -> dict:
-    """What was chosen on the command line, without where the record goes."""
-    return {name: value for name, value in vars(given).items() if name != "json"}
+def parser(description: str, *, repeats: int) -> argparse.ArgumentParser:
+    """The command line of a benchmark, with what all of them take."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--repeats", type=int, default=repeats, help="timed calls of each method, in turn")
+    made.add_argument("--json", type=Path, help="file for the record")
+    return made
+
+
+def keep(given: argparse.Namespace, name: str, rows: list[dict], **fixed) -> None:
+    """Write the record where the command line asks for it; its config is the command line and what is `fixed`."""
+    if given.json:
+        config = {key: value for key, value in vars(given).items() if key != "json"}
+        write(given.json, name, config | fixed, rows)
 
 
 def show(rows: list[dict], **where) -> None:

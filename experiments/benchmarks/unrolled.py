@@ -9,9 +9,7 @@ quadrature gives. Both methods see the same trajectories: one is backpropagated 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -98,20 +96,17 @@ def run(num_steps: list[int], num_replicas: int, num_estimates: int, repeats: in
 
 def main() -> None:
     """Run and write the record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = records.parser(__doc__ or "", repeats=3)
     lengths = [100, 300, 1000, 3000, 10_000]
     parser.add_argument("--num_steps", type=records.numbers, default=lengths, help="lengths of the trajectories")
     parser.add_argument("--num_replicas", type=int, default=32, help="trajectories of one estimate")
     parser.add_argument("--num_estimates", type=int, default=100, help="estimates, for bias and spread")
-    parser.add_argument("--repeats", type=int, default=3, help="timed calls of each method, in turn")
-    parser.add_argument("--json", type=Path, help="file for the record")
     given = parser.parse_args()
     if bad := [number for number in given.num_steps if number < 1 or number % STEPS_PER_FRAME]:
         parser.error(f"--num_steps has to be multiples of {STEPS_PER_FRAME}, got {bad}.")
     runtime.configure(host_devices=1)
     rows = run(given.num_steps, given.num_replicas, given.num_estimates, given.repeats)
-    if given.json:
-        records.write(given.json, "benchmarks.unrolled", records.config_of(given), rows)
+    records.keep(given, "benchmarks.unrolled", rows)
 
 
 if __name__ == "__main__":
