@@ -69,10 +69,6 @@ class Estimator(NamedTuple):
         return jax.ops.segment_sum(per_sample, ensemble.state, num_segments=len(self.kT))
 
     def moments(self, samples, ensemble):
-        def weights(samples, ensemble):
-            weight = ensemble.weight
-            return self.by_state(ensemble, weight, jnp.ones_like(weight)), self.by_state(ensemble, weight, weight)
-
         def deviations(mean):
             def one(samples, ensemble):
                 parts = self._deviations(samples, ensemble, mean)
@@ -80,7 +76,9 @@ class Estimator(NamedTuple):
 
             return jax.tree.map(lambda g: g / _like(weight, g), self.total(self.sum(one, samples, ensemble)))
 
-        weight, squares = self.total(weights(samples, ensemble))
+        counts = ensemble.weight
+        sums = self.by_state(ensemble, counts, jnp.ones_like(counts)), self.by_state(ensemble, counts, counts)
+        weight, squares = self.total(sums)
         shape = jax.eval_shape(self.observables, samples)
         zero = jax.tree.map(lambda g: jnp.zeros((len(self.kT), *g.shape[2:]), g.dtype), shape)
         mean = deviations(zero)
