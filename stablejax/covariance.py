@@ -85,7 +85,7 @@ class Estimator(NamedTuple):
         return lax.stop_gradient(Moments(mean, deviations(mean), weight, 1 - squares / weight**2))
 
     def _deviations(self, samples, ensemble, mean):
-        """G − ḡ of what counts, 0 of the rest."""
+        """Deviations g − ḡ of what counts, 0 of the rest."""
         is_counted = ensemble.weight > 0
 
         def one(g, mean):
