@@ -25,7 +25,7 @@ REPLICATED, SHARDED = PartitionSpec(), PartitionSpec(REPLICA_AXIS)
 def run_pretraining(config: ConfigDict, system: System, progress: Progress) -> Params:
     """Parameters with the lowest validation loss."""
     settings = config.pretrain
-    init, run = _build_pretraining(settings, system)
+    init, run = build_pretraining(settings, system)
     validate = jax.jit(system.qm_loss)
     train, validation = systems.labelled(system, system.split.train), systems.labelled(system, system.split.validation)
     state = init(system.potential.init(systems.key_for(config, "model")))
@@ -33,7 +33,7 @@ def run_pretraining(config: ConfigDict, system: System, progress: Progress) -> P
     best_loss, best_params = np.inf, state.average_params
     for done in range(0, settings.num_steps, settings.steps_per_validation):
         num_steps = min(settings.steps_per_validation, settings.num_steps - done)
-        state, info = run(state, train, _batches(rng, len(train.energy), num_steps, settings.batch_size))
+        state, info = run(state, train, batches(rng, len(train.energy), num_steps, settings.batch_size))
         loss, errors = validate(state.average_params, validation)
         if float(loss) < best_loss:
             best_loss, best_params = float(loss), state.average_params
@@ -56,7 +56,7 @@ def run_pretraining(config: ConfigDict, system: System, progress: Progress) -> P
     return best_params
 
 
-def _build_pretraining(settings: ConfigDict, system: System):
+def build_pretraining(settings: ConfigDict, system: System):
     """`init(params) -> state` and `run(state, frames, index of each batch) -> (state, info of each step)`."""
     mesh = dynamics.replica_mesh()
     if settings.batch_size % mesh.size:
@@ -267,7 +267,7 @@ def _fraction_of_cycle(settings: ConfigDict, entry: dict, epoch: int) -> float:
     return 0.25 + 0.75 * (epoch + 1) / settings.max_epochs
 
 
-def _batches(rng: np.random.Generator, num_frames: int, num_batches: int, batch_size: int) -> jax.Array:
+def batches(rng: np.random.Generator, num_frames: int, num_batches: int, batch_size: int) -> jax.Array:
     """Indices of batches, drawn without replacement within an epoch."""
     needed = num_batches * batch_size
     epochs = [rng.permutation(num_frames) for _ in range(-(-needed // num_frames))]
@@ -278,6 +278,8 @@ def _pretrain_optimizer(settings: ConfigDict) -> optax.GradientTransformation:
     clip = optax.clip_by_global_norm(settings.clip_norm)
     if settings.schedule == "cosine":
         return optax.chain(clip, optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.num_steps)))
+    if settings.schedule == "constant":
+        return optax.chain(clip, optax.adam(settings.learning_rate))
     if settings.schedule == "plateau":
         plateau = optax.contrib.reduce_on_plateau(
             factor=settings.plateau_factor,
@@ -285,7 +287,7 @@ def _pretrain_optimizer(settings: ConfigDict) -> optax.GradientTransformation:
             accumulation_size=settings.steps_per_validation,
         )
         return optax.chain(clip, optax.adam(settings.learning_rate), plateau)
-    raise ValueError(f"config.pretrain.schedule has to be cosine or plateau, got {settings.schedule!r}.")
+    raise ValueError(f"config.pretrain.schedule has to be constant, cosine or plateau, got {settings.schedule!r}.")
 
 
 def _combination(settings: ConfigDict) -> Callable[[Params, Params], Params]:

@@ -9,12 +9,16 @@ from stablejax.boltzmann import boltzmann_grad, boltzmann_value_and_grad, expect
 
 if TYPE_CHECKING:
     from stablejax.losses import energy_and_force_loss, observable_loss
+    from stablejax.models.gemnet import GemNetT
+    from stablejax.models.nequip import NequIP
     from stablejax.models.schnet import SchNet
     from stablejax.potential import bind, energy_and_forces, exact_form, tabulated_form
     from stablejax.pretrain import pretraining
     from stablejax.stable import stable_training
 
 __all__ = [
+    "GemNetT",
+    "NequIP",
     "SchNet",
     "bind",
     "boltzmann_grad",
@@ -32,6 +36,8 @@ __all__ = [
 
 # Imported when they are asked for: who wants the estimator alone needs neither Flax nor jax-md.
 _MODULES = {
+    "GemNetT": "models.gemnet",
+    "NequIP": "models.nequip",
     "SchNet": "models.schnet",
     "bind": "potential",
     "energy_and_force_loss": "losses",

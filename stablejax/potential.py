@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -11,19 +12,23 @@ import numpy as np
 from flax import linen as nn
 
 from stablejax import tabulate
-from stablejax.geometry import Pairs, all_pairs, pair_distances, pair_vectors
+from stablejax.geometry import Pairs, all_pairs, check_cell, pair_vectors, safe_norm
 from stablejax.types import Array, AtomEnergyFn, EnergyFn, Float, Key, Params, Position, Species
 
 
 class Potential(NamedTuple):
-    """A model bound to a system: `init(key) -> params` and `atom_energies(params, position)`."""
+    """A model bound to a system.
+
+    `init(key) -> params` and `atom_energies(params, position, pairs=None) -> [atom]`, eV. `pairs` are those that may be
+    within the cutoff, padded or not; None: all.
+    """
 
     init: Callable[[Key], Params]
     atom_energies: AtomEnergyFn
 
-    def energy(self, params: Params, position: Position) -> Float[Array, ""]:
+    def energy(self, params: Params, position: Position, pairs: Pairs | None = None) -> Float[Array, ""]:
         """Potential energy, eV: the sum of the atom energies."""
-        return jnp.sum(self.atom_energies(params, position))
+        return jnp.sum(self.atom_energies(params, position, pairs))
 
 
 class MDForm(NamedTuple):
@@ -33,20 +38,36 @@ class MDForm(NamedTuple):
     energy: Callable[[Any, Position], Float[Array, ""]]
 
 
-def bind(model: nn.Module, species: Species) -> Potential:
-    """A model for one molecule in open boundaries, over all its pairs.
+def bind(
+    model: nn.Module,
+    species: Species,
+    *,
+    cell: Float[np.ndarray, "3 3"] | None = None,
+    scale: float | Float[np.ndarray, " atom"] = 1.0,
+) -> Potential:
+    """A model for one system.
+
+    A shift of the energies has no place here: thousands of eV would not fit into float32, so it comes off the labels.
 
     Args:
-      model: called as `model(species, pairs, vector)`, gives atom energies in eV.
+      model: called as `model(species, pairs, vector)`, gives atom energies; has `cutoff` and `elements`.
       species: atomic numbers.
+      cell: lattice vectors in rows, Å, with heights of at least twice the cutoff. None: open boundaries.
+      scale: eV that 1 of the model stands for, for all atoms or for each.
+
+    Raises:
+      ValueError: species are not integers in a row, or not known to the model; the cell is too small.
     """
-    species, pairs = _species_and_pairs(species)
+    species, every_pair, cell = _system(model, species, cell)
+    scale = np.asarray(scale)
 
     def init(key: Key) -> Params:
-        return model.init(key, species, pairs, jnp.ones((len(pairs.first), 3)))
+        return model.init(key, species, every_pair, jnp.ones((len(every_pair.first), 3)))
 
-    def atom_energies(params: Params, position: Position) -> Float[Array, " atom"]:
-        return _apply(model)(params, species, pairs, pair_vectors(position, pairs))
+    def atom_energies(params: Params, position: Position, pairs: Pairs | None = None) -> Float[Array, " atom"]:
+        pairs = every_pair if pairs is None else pairs
+        energies = _apply(model)(params, species, pairs, pair_vectors(position, pairs, cell))
+        return energies * scale.astype(energies.dtype)
 
     return Potential(init, atom_energies)
 
@@ -56,34 +77,43 @@ def exact_form(potential: Potential) -> MDForm:
     return MDForm(prepare=lambda params: params, energy=potential.energy)
 
 
-def tabulated_form(model: nn.Module, species: Species, *, num_intervals: int = 1024) -> MDForm:
+def tabulated_form(
+    model: nn.Module,
+    species: Species,
+    *,
+    num_intervals: int = 1024,
+    cell: Float[np.ndarray, "3 3"] | None = None,
+    scale: float | Float[np.ndarray, " atom"] = 1.0,
+) -> MDForm:
     """Radial filters from tables that are made once per set of parameters.
 
     The force error falls as `num_intervals`⁻³ down to float32 rounding: for SchNet of the paper's size and aspirin,
     1,024 intervals give forces within 5e-5 eV/Å of the exact ones.
 
     Args:
-      model: has `filters(distance)`, `energies_from_filters(species, pairs, filters)` and `cutoff`.
+      model: has `filters(distance)`, `energies_from_filters(species, pairs, vector, filters)` and `cutoff`.
       species: atomic numbers.
       num_intervals: pieces of each table.
+      cell: see `bind`.
+      scale: see `bind`.
     """
-    species, pairs = _species_and_pairs(species)
+    species, pairs, cell = _system(model, species, cell)
+    scale = np.asarray(scale)
 
     def prepare(params: Params):
-        def table(block: int) -> tabulate.RadialTable:
-            return tabulate.radial_table(
-                lambda distance: _apply(model)(params, distance, method="filters")[block],
-                cutoff=model.cutoff,
-                num_intervals=num_intervals,
-            )
-
-        return params, [table(block) for block in range(model.num_blocks)]
+        filters = lambda distance: _apply(model)(params, distance, method="filters")  # noqa: E731
+        one = lambda index, distance: filters(distance)[index]  # noqa: E731
+        table = partial(tabulate.radial_table, cutoff=model.cutoff, num_intervals=num_intervals)
+        num_tables = len(jax.eval_shape(filters, jnp.zeros(1)))
+        return params, [table(partial(one, index)) for index in range(num_tables)]
 
     def energy(prepared, position: Position) -> Float[Array, ""]:
         params, tables = prepared
-        distance = pair_distances(position, pairs)
+        vector = pair_vectors(position, pairs, cell)
+        distance = safe_norm(vector)
         filters = [tabulate.evaluate(table, distance) for table in tables]
-        return jnp.sum(_apply(model)(params, species, pairs, filters, method="energies_from_filters"))
+        energies = _apply(model)(params, species, pairs, vector, filters, method="energies_from_filters")
+        return jnp.sum(energies * scale.astype(energies.dtype))
 
     return MDForm(prepare, energy)
 
@@ -105,11 +135,17 @@ def _apply(model: nn.Module) -> Callable[..., Array]:
     return cast(Callable[..., Array], model.apply)
 
 
-def _species_and_pairs(species) -> tuple[Species, Pairs]:
+def _system(model, species, cell) -> tuple[Species, Pairs, Float[np.ndarray, "3 3"] | None]:
     species = np.asarray(species)
     if species.ndim != 1 or not np.issubdtype(species.dtype, np.integer):
         raise ValueError(
             f"`species` must be one-dimensional integers, got shape {species.shape} of {species.dtype}: "
             "pass the atomic number of each atom."
         )
-    return jnp.asarray(species, jnp.int32), all_pairs(len(species))
+    if unknown := set(species.tolist()) - set(model.elements):
+        raise ValueError(
+            f"`species` has atomic number {min(unknown)}, which the model does not know: it knows {model.elements}."
+        )
+    if cell is not None:
+        cell = check_cell(cell, cutoff=model.cutoff)
+    return species.astype(np.int32), all_pairs(len(species)), cell

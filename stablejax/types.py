@@ -25,9 +25,9 @@ class Frame(NamedTuple):
 
 
 class AtomEnergyFn(Protocol):
-    """Energy of each atom, eV: the primitive of every model."""
+    """Energy of each atom, eV: the primitive of every model. `pairs` is `geometry.Pairs`, or None for all."""
 
-    def __call__(self, params: Params, position: Position) -> Float[Array, " atom"]: ...
+    def __call__(self, params: Params, position: Position, pairs: Any = None) -> Float[Array, " atom"]: ...
 
 
 class EnergyFn(Protocol):

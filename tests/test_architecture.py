@@ -19,6 +19,8 @@ ORDER = (
     "tabulate",
     "models.basis",
     "models.schnet",
+    "models.nequip",
+    "models.gemnet",
     "potential",
     "dynamics",
     "observables.structure",

@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     pretrain.num_steps = 100_000  # optimiser steps at the most
     pretrain.batch_size = 100  # frames per step
     pretrain.learning_rate = 1e-3  # Adam
-    pretrain.schedule = "cosine"  # cosine: to 0 over num_steps; plateau: by plateau_factor when validation stalls
+    pretrain.schedule = "cosine"  # constant; cosine: to 0 over num_steps; plateau: by plateau_factor when it stalls
     pretrain.plateau_factor = 0.8
     pretrain.plateau_patience = 5  # validations without improvement
     pretrain.min_rate_scale = 1e-3  # plateau: ends when the rate has fallen by this factor

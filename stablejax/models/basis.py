@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import e3nn_jax
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from stablejax.geometry import safe_norm
 from stablejax.types import Array, Float
 
 LOG_2 = 0.6931471824645996
@@ -38,3 +40,44 @@ def cosine_envelope(distance: Float[Array, "*shape"], *, cutoff: float) -> Float
     """½(cos(π r / cutoff) + 1) inside the cutoff and 0 outside: value and slope vanish at the cutoff."""
     inside = 0.5 * (jnp.cos(jnp.pi * distance / cutoff) + 1.0)
     return jnp.where(distance < cutoff, inside, 0.0)
+
+
+def bessel_basis(
+    distance: Float[Array, "*shape"], frequency: Float[Array, " basis"], *, cutoff: float
+) -> Float[Array, "*shape basis"]:
+    """(2/cutoff) sin(w_k r / cutoff) / r (Gasteiger et al., ICLR 2020), finite at 0.
+
+    Args:
+      distance: r, Å.
+      frequency: w_k, at first kπ.
+      cutoff: Å.
+    """
+    scaled = frequency / cutoff
+    return (2 / cutoff) * scaled * jnp.sinc(scaled * distance[..., None] / jnp.pi)
+
+
+def polynomial_envelope(distance: Float[Array, "*shape"], *, cutoff: float, exponent: int) -> Float[Array, "*shape"]:
+    """1 − (p+1)(p+2)/2 t^p + p(p+2) t^(p+1) − p(p+1)/2 t^(p+2) of t = r / cutoff, 0 outside (Gasteiger et al. 2020).
+
+    Value, slope and curvature vanish at the cutoff.
+    """
+    p, t = exponent, distance / cutoff
+    inside = 1 - t**p * ((p + 1) * (p + 2) / 2 - t * (p * (p + 2) - t * (p * (p + 1) / 2)))
+    return jnp.where(t < 1, inside, 0.0)
+
+
+def spherical_harmonics(
+    vector: Float[Array, "pair 3"], *, max_degree: int, normalization: str
+) -> list[Float[Array, "pair m"]]:
+    """Real spherical harmonics of the direction, of each degree from 0; those of degree 1 are in the order x, y, z.
+
+    Args:
+      vector: of any length; where it is 0 the harmonics of degree 1 and up are 0.
+      max_degree: largest l.
+      normalization: component (squares sum to 2l + 1) or integral (orthonormal on the sphere).
+    """
+    length = safe_norm(vector)
+    unit = vector / jnp.where(length == 0, 1.0, length)[:, None]
+    degrees = [e3nn_jax.Irrep(degree, (-1) ** degree) for degree in range(max_degree + 1)]
+    found = e3nn_jax.spherical_harmonics(degrees, unit, normalize=False, normalization=normalization)
+    return [chunk[:, 0, :] for chunk in found.chunks]

@@ -28,6 +28,11 @@ class SchNet(nn.Module):
     cutoff: float = 5.0  # Å
     num_species: int = 100  # rows of the embedding, indexed by atomic number
 
+    @property
+    def elements(self) -> range:
+        """Atomic numbers that can occur."""
+        return range(self.num_species)
+
     def setup(self):
         self.embedding = nn.Embed(self.num_species, self.num_features, embedding_init=nn.initializers.normal(1.0))
         blocks = range(self.num_blocks)
@@ -50,9 +55,14 @@ class SchNet(nn.Module):
         ]
 
     def energies_from_filters(
-        self, species: Species, pairs: Pairs, filters: list[Float[Array, "pair filter"]]
+        self,
+        species: Species,
+        pairs: Pairs,
+        vector: Float[Array, "pair 3"],
+        filters: list[Float[Array, "pair filter"]],
     ) -> Float[Array, " atom"]:
-        """Atom energies, eV, from the filters of each pair."""
+        """Atom energies, eV, from the filters of each pair; directions do not count."""
+        del vector
         feature = self.embedding(species).astype(filters[0].dtype)
         for block in range(self.num_blocks):
             sent = self.convolution_in[block](feature)
@@ -72,10 +82,10 @@ class SchNet(nn.Module):
 
         Args:
           species: atomic numbers.
-          pairs: undirected pairs; those beyond the cutoff contribute nothing.
+          pairs: undirected pairs, padded or not; those beyond the cutoff contribute nothing.
           vector: from the first to the second atom of each pair, Å.
         """
-        return self.energies_from_filters(species, pairs, self.filters(safe_norm(vector)))
+        return self.energies_from_filters(species, pairs, vector, self.filters(safe_norm(vector)))
 
 
 _TORCH_NAMES = (

@@ -1,0 +1,114 @@
+"""Force error against time, for each model trained on the same frames for the same CPU time.
+
+    python -m experiments.benchmarks.training --data md17_aspirin.npz --energy_unit kcal/mol
+    python -m experiments.benchmarks.training --data md17_aspirin.npz --energy_unit kcal/mol --models schnet --minutes 1
+
+Sizes are the paper's; the rate is constant, and the moving average of the parameters is what is looked at. CPU time is
+that of all threads, without compilation.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments import runtime
+from experiments.benchmarks import records
+
+
+class Settings(NamedTuple):
+    """How a model is trained here."""
+
+    learning_rate: float
+    batch_size: int
+    steps_per_look: int
+    force_weight: float = 0.95
+
+
+SETTINGS = {
+    "schnet": Settings(learning_rate=1e-3, batch_size=10, steps_per_look=100),
+    "nequip": Settings(learning_rate=5e-3, batch_size=4, steps_per_look=50),
+    "gemnet": Settings(learning_rate=5e-4, batch_size=4, steps_per_look=10),
+}
+
+
+def build_model(name: str, species: np.ndarray):
+    """A model of the paper's size."""
+    from stablejax.models.gemnet import GemNetT
+    from stablejax.models.nequip import NequIP
+    from stablejax.models.schnet import SchNet
+
+    makers: dict[str, Callable] = {
+        "schnet": SchNet,
+        "nequip": lambda: NequIP(tuple(np.unique(species).tolist()), num_neighbours=len(species) - 1.0),
+        "gemnet": GemNetT,
+    }
+    return makers[name]()
+
+
+def train(name: str, config, minutes: float) -> list[dict]:
+    """Rows of one model: force MAE of held-out frames as training goes on."""
+    import jax
+
+    from experiments import systems, training
+    from experiments.data import loaders
+
+    settings = SETTINGS[name]
+    config = config.copy_and_resolve_references()
+    config.pretrain.schedule, config.pretrain.num_steps = "constant", 0
+    config.pretrain.learning_rate, config.pretrain.batch_size = settings.learning_rate, settings.batch_size
+    species = loaders.load(
+        config.data.path, energy_unit=config.data.energy_unit, length_unit=config.data.length_unit
+    ).species
+    system = systems.molecule(config, build_model(name, species))
+    init, run = training.build_pretraining(config.pretrain, system)
+    validate = jax.jit(system.qm_loss)
+    train_set, held_out = (systems.labelled(system, index) for index in (system.split.train, system.split.validation))
+    state = init(jax.jit(system.potential.init)(systems.key_for(config, "model")))
+    rng = np.random.default_rng([config.seed, 0])
+
+    def look(state):
+        batches = training.batches(rng, len(train_set.energy), settings.steps_per_look, settings.batch_size)
+        state, _ = run(state, train_set, batches)
+        return state, float(validate(state.average_params, held_out)[1].force_mae)
+
+    look(state)  # compiles
+    rows, num_frames, begun, wall = [], 0, time.process_time(), time.perf_counter()
+    while time.process_time() - begun < 60 * minutes:
+        state, error = look(state)
+        num_frames += settings.steps_per_look * settings.batch_size
+        where = {"model": name, "cpu_s": time.process_time() - begun, "frames": num_frames}
+        rows.append({"metric": "force_mae_eV_per_A", "value": error, "unit": "eV/Å", **where})
+        records.show(rows[-1:])
+    rows.append({"metric": "wall_s", "value": time.perf_counter() - wall, "unit": "s", "model": name})
+    return rows
+
+
+def main() -> None:
+    """Run and write the record."""
+    from experiments.configs import aspirin_paper
+
+    parser = records.parser(__doc__ or "", repeats=1)
+    parser.add_argument("--data", type=Path, required=True, help="npz or extended XYZ of one molecule")
+    parser.add_argument("--energy_unit", required=True, help="eV, kcal/mol or hartree")
+    parser.add_argument("--num_train", type=int, default=1000, help="frames trained on")
+    parser.add_argument("--minutes", type=float, default=10.0, help="CPU minutes for each model")
+    parser.add_argument("--models", type=lambda text: text.split(","), default=list(SETTINGS), help="comma-separated")
+    given = parser.parse_args()
+    if unknown := set(given.models) - SETTINGS.keys():
+        parser.error(f"--models knows {', '.join(SETTINGS)}, got {', '.join(sorted(unknown))}.")
+    runtime.configure(host_devices=0)
+    config = aspirin_paper.get_config()
+    config.data.path, config.data.energy_unit = str(given.data), given.energy_unit
+    config.data.num_train, config.data.num_validation, config.data.num_test = given.num_train, 100, 1
+    rows = [row for name in given.models for row in train(name, config, given.minutes)]
+    given.data = given.data.name
+    records.keep(given, "benchmarks.training", rows)
+
+
+if __name__ == "__main__":
+    main()

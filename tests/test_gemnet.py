@@ -1,0 +1,108 @@
+"""GemNet-T against the authors' model, its triplets written out, and its scale factors."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stablejax import potential
+from stablejax.geometry import Pairs, all_pairs, pair_distances, pair_vectors
+from stablejax.models import gemnet
+from stablejax.models.gemnet import GemNetT
+
+
+def reference(shared):
+    file = np.load(shared / "reference" / "gemnet_t_random.npz")
+    return file, *gemnet.from_torch({name[6:]: file[name] for name in file if name.startswith("param/")})
+
+
+SYSTEMS = ["dimer", *(f"aspirin-{index}" for index in range(4)), "water-0", "water-1"]
+
+
+def one_system(file, name):
+    name, _, index = name.partition("-")
+    pick = lambda array: array[int(index)] if index else array  # noqa: E731
+    species = file[f"{name}/atomic_numbers"]
+    cell = None if name == "aspirin" else pick(file[f"{name}/cell"])
+    expected = [pick(file[f"{name}/{what}"]) for what in ("positions", "atom_energies", "forces")]
+    return pick(species) if name == "water" else species, cell, *expected
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_authors_weights_give_their_energies_and_forces(name, shared, x64):
+    file, model, params = reference(shared)
+    species, cell, position, energies, force = one_system(file, name)
+    system = potential.bind(model, species, cell=cell)
+    every = all_pairs(len(species))
+    is_near = np.asarray(pair_distances(jnp.asarray(position), every, cell)) < 6.0
+    pairs = Pairs(every.first[is_near], every.second[is_near])
+
+    @jax.jit
+    def fn(params, position):
+        (_, atoms), gradient = jax.value_and_grad(
+            lambda x: (jnp.sum(e := system.atom_energies(params, x, pairs)), e), has_aux=True
+        )(position)
+        return atoms, -gradient
+
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, np.float64), params)
+    actual = fn(params, jnp.asarray(position))
+    assert np.abs(actual[0] - energies).max() < 1e-9
+    assert np.abs(actual[1] - force).max() < 1e-7
+
+
+def test_parameter_count_is_the_papers():
+    params = jax.eval_shape(potential.bind(GemNetT(), np.array([8, 1, 1])).init, jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 1_891_008
+
+
+def test_import_names_what_is_wrong(shared):
+    file, _, _ = reference(shared)
+    state = {name[6:]: file[name] for name in file if name.startswith("param/")}
+    with pytest.raises(ValueError, match=r"expected `edge_embedding\.kernel` of shape \(262, 128\), got None"):
+        gemnet.from_torch({name: array for name, array in state.items() if not name.startswith("edge_emb")})
+    with pytest.raises(ValueError, match=r"expected `out_blocks\.4\.scale_sum\.scale_factor`, which is missing"):
+        gemnet.from_torch({name: array for name, array in state.items() if "4.scale_sum" not in name})
+    with pytest.raises(ValueError, match=r"expected `module\.edge_emb\.dense\.kernel` of shape None, got \(262, 128\)"):
+        gemnet.from_torch(state | {"module.edge_emb.dense.linear.weight": state["edge_emb.dense.linear.weight"]})
+
+
+def test_sum_over_other_edges_is_the_sum_over_triplets(x64):
+    """The addition theorem against Legendre polynomials of the angle of every triplet."""
+    rng = np.random.default_rng(0)
+    pairs, position = all_pairs(5), jnp.asarray(rng.normal(size=(5, 3)))
+    model = GemNetT(num_degrees=7, cutoff=10.0)
+    vector = pair_vectors(position, pairs)
+    edges = model._edges(pairs, vector, 5)
+    unit = np.concatenate([vector, -vector]) / np.linalg.norm(np.concatenate([vector, vector]), axis=1, keepdims=True)
+    x, target = rng.normal(size=(20, 3)), np.asarray(edges.target)
+    is_triplet = (target[:, None] == target) & ~np.eye(20, dtype=bool)
+    for degree in range(7):
+        legendre = np.polynomial.legendre.Legendre.basis(degree)(unit @ unit.T)
+        expected = np.sqrt((2 * degree + 1) / (4 * np.pi)) * (legendre * is_triplet) @ x
+        np.testing.assert_allclose(
+            gemnet._other_edges(edges.harmonics[degree], jnp.asarray(x), edges), expected, atol=1e-12
+        )
+
+
+def test_fitted_scales_keep_the_variance():
+    model = GemNetT(num_blocks=1, atom_size=32, edge_size=32, triplet_size=16, bilinear_size=16)
+    species, pairs = np.array([8, 1, 1] * 4), all_pairs(12)
+    positions = jnp.asarray(1.5 * np.random.default_rng(0).normal(size=(3, 12, 3)), jnp.float32)
+    vectors = jax.vmap(lambda position: pair_vectors(position, pairs))(positions)
+    params = jax.jit(model.init)(jax.random.key(0), species, pairs, vectors[0])
+    fitted = gemnet.fit_scales(model, params, species, pairs, vectors)
+
+    def ratios(model):
+        observe = jax.jit(lambda vector: model.apply(params, species, pairs, vector, mutable=["variance_ratio"])[1])
+        seen = [np.array(jax.tree.leaves(observe(vector))) for vector in vectors]
+        return np.mean(seen, axis=0)
+
+    assert len(fitted.scales) == 5
+    np.testing.assert_allclose(ratios(fitted), 1.0, rtol=1e-3)
+    assert np.abs(np.log(ratios(model))).max() > 0.5
+    # Edges beyond the cutoff count for nothing.
+    far = jnp.concatenate([vectors, jnp.full((3, 5, 3), 9.0)], axis=1)
+    padded = Pairs(*(np.append(index, np.zeros(5, np.int32)) for index in pairs))
+    np.testing.assert_allclose(gemnet.fit_scales(model, params, species, padded, far).scales, fitted.scales, rtol=1e-3)
