@@ -102,7 +102,7 @@ def test_fitted_scales_keep_the_variance():
     assert len(fitted.scales) == 5
     np.testing.assert_allclose(ratios(fitted), 1.0, rtol=1e-3)
     assert np.abs(np.log(ratios(model))).max() > 0.5
-    # Edges beyond the cutoff count for nothing.
-    far = jnp.concatenate([vectors, jnp.full((3, 5, 3), 9.0)], axis=1)
-    padded = Pairs(*(np.append(index, np.zeros(5, np.int32)) for index in pairs))
+    # Edges beyond the cutoff and padding count for nothing.
+    far = jnp.concatenate([vectors, jnp.full((3, 2, 3), 9.0), jnp.zeros((3, 3, 3))], axis=1)
+    padded = Pairs(*(np.append(index, np.array([0, 0, 12, 12, 12], np.int32)) for index in pairs))
     np.testing.assert_allclose(gemnet.fit_scales(model, params, species, padded, far).scales, fitted.scales, rtol=1e-3)

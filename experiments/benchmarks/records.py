@@ -15,10 +15,11 @@ def numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
 
-def parser(description: str, *, repeats: int) -> argparse.ArgumentParser:
-    """The command line of a benchmark, with what all of them take."""
+def parser(description: str, *, repeats: int | None = None) -> argparse.ArgumentParser:
+    """The command line of a benchmark, with what all take; no `repeats` where nothing is timed by turns."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--repeats", type=int, default=repeats, help="timed calls of each method, in turn")
+    if repeats is not None:
+        made.add_argument("--repeats", type=int, default=repeats, help="timed calls of each method, in turn")
     made.add_argument("--json", type=Path, help="file for the record")
     return made
 

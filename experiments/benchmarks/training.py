@@ -26,7 +26,6 @@ class Settings(NamedTuple):
     learning_rate: float
     batch_size: int
     steps_per_look: int
-    force_weight: float = 0.95
 
 
 SETTINGS = {
@@ -92,7 +91,7 @@ def main() -> None:
     """Run and write the record."""
     from experiments.configs import aspirin_paper
 
-    parser = records.parser(__doc__ or "", repeats=1)
+    parser = records.parser(__doc__ or "")
     parser.add_argument("--data", type=Path, required=True, help="npz or extended XYZ of one molecule")
     parser.add_argument("--energy_unit", required=True, help="eV, kcal/mol or hartree")
     parser.add_argument("--num_train", type=int, default=1000, help="frames trained on")

@@ -31,7 +31,7 @@ class Edges(NamedTuple):
     target: Array
     radial: Float[Array, "edge radial"]
     harmonics: list[Float[Array, "edge m"]]  # of each degree
-    is_near: Float[Array, " edge"]  # 1 within the cutoff, 0 beyond
+    is_near: Float[Array, " edge"]  # 1 within the cutoff, 0 beyond and in padding
     num_atoms: int
 
     def sum_at_target(self, x: Float[Array, edge * shape]) -> Float[Array, atom * shape]:
@@ -225,7 +225,7 @@ class GemNetT(nn.Module):
             radial=jnp.concatenate([radial, radial]),
             # Of the reverse direction: (−1)^l.
             harmonics=[jnp.concatenate([y, y if degree % 2 == 0 else -y]) for degree, y in enumerate(harmonics)],
-            is_near=jnp.tile((distance < self.cutoff).astype(distance.dtype), 2),
+            is_near=jnp.tile(((distance < self.cutoff) & (first < num_atoms)).astype(distance.dtype), 2),
             num_atoms=num_atoms,
         )
 

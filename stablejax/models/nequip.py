@@ -122,12 +122,11 @@ class Convolution(nn.Module):
         sent = {irrep: self.linear_in[str(irrep)](x) for irrep, x in features.items()}
         messages = self._messages(sent, pairs, harmonics, filters)
         gathered = {irrep: self.linear_out[str(irrep)](x / self.num_neighbours**0.5) for irrep, x in messages.items()}
-        for name, linear in self.self_connection.items():
-            (irrep,) = (irrep for irrep in features if str(irrep) == name)
-            # One weight for every element: features times one-hot elements.
+        for irrep in [irrep for irrep in gathered if irrep in features]:
             x = features[irrep]
+            # Features times one-hot elements, so that every element has weights of its own.
             by_element = (x[..., None] * is_element[:, None, None, :]).reshape(*x.shape[:-1], -1)
-            gathered[irrep] = gathered[irrep] + linear(by_element)
+            gathered[irrep] = gathered[irrep] + self.self_connection[str(irrep)](by_element)
         return self._gate(gathered)
 
     def _messages(self, sent: Features, pairs: Pairs, harmonics, filters) -> Features:
