@@ -41,7 +41,7 @@ def behler_parrinello(species, **_):
             key=key,
             mlp_sizes=(8,),
             per_particle=True,
-            sym_kwargs={"cutoff_distance": CUTOFF, "radial_etas": np.array([0.2, 1.0])},
+            sym_kwargs={"cutoff_distance": CUTOFF, "radial_etas": np.array([0.2, 1.0], np.float32)},
         )
         return nnx.split(fn.model, nnx.Param, ...)
 
@@ -103,12 +103,14 @@ def position():
 @cache
 def parameters(name, num_atoms):
     """They do not depend on the species, so that they serve for all molecules of a size."""
-    return jax.jit(CASES[name].build(np.full(num_atoms, 6)).init)(jax.random.key(0))
+    with jax.enable_x64(False):  # they are kept for tests of both precisions
+        return jax.jit(CASES[name].build(np.full(num_atoms, 6)).init)(jax.random.key(0))
 
 
 @cache
 def compiled(name, species):
-    return with_compiled_energies(CASES[name].build(np.array(species)))
+    with jax.enable_x64(False):
+        return with_compiled_energies(CASES[name].build(np.array(species)))
 
 
 def with_compiled_energies(system):
