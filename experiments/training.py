@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from experiments import systems
@@ -71,8 +71,12 @@ def build_pretraining(settings: ConfigDict, system: System):
     def run(state, frames, index):
         return jax.lax.scan(lambda s, batch: step(s, jax.tree.map(lambda leaf: leaf[batch], frames)), state, index)
 
+    def place(params):
+        # Where `run` leaves its state, so that it is compiled once.
+        return jax.device_put(init(params), NamedSharding(mesh, REPLICATED))
+
     in_specs = (REPLICATED, REPLICATED, PartitionSpec(None, REPLICA_AXIS))
-    return init, jax.jit(jax.shard_map(run, mesh=mesh, in_specs=in_specs, out_specs=REPLICATED, check_vma=False))
+    return place, jax.jit(jax.shard_map(run, mesh=mesh, in_specs=in_specs, out_specs=REPLICATED, check_vma=False))
 
 
 def _build_refinement(config: ConfigDict, system: System) -> refine.Refinement:

@@ -74,7 +74,7 @@ def train(name: str, config, minutes: float) -> list[dict]:
         batches = training.batches(rng, len(train_set.energy), settings.steps_per_look, settings.batch_size)
         return jax.block_until_ready(run(state, train_set, batches)[0])
 
-    advance(advance(state))  # compiles, and again for a state that is shared between devices
+    advance(state)  # compiles
     rows: list[dict] = []
     num_frames, spent = 0, 0.0
     while spent < 60 * minutes:
