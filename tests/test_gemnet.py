@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from stablejax import potential
-from stablejax.geometry import Pairs, all_pairs, pair_distances, pair_vectors
-from stablejax.models import gemnet
+from stablejax.geometry import Pairs, all_pairs, pad_pairs, pair_distances, pair_vectors
+from stablejax.models import edges, gemnet
 from stablejax.models.gemnet import GemNetT
 
 
@@ -68,22 +68,37 @@ def test_import_names_what_is_wrong(shared):
         gemnet.from_torch(state | {"module.edge_emb.dense.linear.weight": state["edge_emb.dense.linear.weight"]})
 
 
-def test_sum_over_other_edges_is_the_sum_over_triplets(x64):
+@pytest.mark.parametrize("is_known", [True, False])
+def test_sum_over_other_edges_is_the_sum_over_triplets(is_known, x64, monkeypatch):
     """The addition theorem against Legendre polynomials of the angle of every triplet."""
+    monkeypatch.setattr(edges, "MAX_TILE", 2)  # so that atoms have several tiles
     rng = np.random.default_rng(0)
-    pairs, position = all_pairs(5), jnp.asarray(rng.normal(size=(5, 3)))
-    model = GemNetT(num_degrees=7, cutoff=10.0)
-    vector = pair_vectors(position, pairs)
-    edges = model._edges(pairs, vector, 5)
-    unit = np.concatenate([vector, -vector]) / np.linalg.norm(np.concatenate([vector, vector]), axis=1, keepdims=True)
-    x, target = rng.normal(size=(20, 3)), np.asarray(edges.target)
-    is_triplet = (target[:, None] == target) & ~np.eye(20, dtype=bool)
+    num_atoms, every = 6, all_pairs(6)
+    pairs = pad_pairs(Pairs(every.first[3:], every.second[3:]), 14, num_atoms=num_atoms)  # atoms of 2 to 5 edges
+    position, radial = rng.normal(size=(num_atoms, 3)), rng.normal(size=(14, 2))
+    x, weight = rng.normal(size=(28, 3)), rng.normal(size=(7, 3, 2, 4))
+
+    @jax.jit
+    def fn(pairs):
+        pairs = known if is_known else pairs
+        vector = pair_vectors(jnp.asarray(position), pairs)
+        of_pairs = edges.make_edges(pairs, vector, jnp.asarray(radial), num_atoms=num_atoms, max_degree=6, cutoff=9.0)
+        return edges.sum_over_other_edges(jnp.asarray(x), jnp.asarray(weight), of_pairs)
+
+    known = jax.tree.map(np.asarray, pairs)
+    is_real = np.tile(known.first < num_atoms, 2)
+    source, target = np.concatenate([known.first, known.second]), np.concatenate([known.second, known.first])
+    vector = np.append(position, position[-1:], axis=0)[target] - np.append(position, position[-1:], axis=0)[source]
+    unit = vector / np.maximum(np.linalg.norm(vector, axis=1, keepdims=True), 1e-9)
+    is_triplet = (target[:, None] == target) & ~np.eye(28, dtype=bool) & is_real
+    assert is_triplet.sum(axis=1).max() == 4
+    expected = np.zeros((28, 4))
     for degree in range(7):
-        legendre = np.polynomial.legendre.Legendre.basis(degree)(unit @ unit.T)
-        expected = np.sqrt((2 * degree + 1) / (4 * np.pi)) * (legendre * is_triplet) @ x
-        np.testing.assert_allclose(
-            gemnet._other_edges(edges.harmonics[degree], jnp.asarray(x), edges), expected, atol=1e-12
+        legendre = np.polynomial.legendre.Legendre.basis(degree)(unit @ unit.T) * np.sqrt(
+            (2 * degree + 1) / (4 * np.pi)
         )
+        expected += np.einsum("eb,bk,er,kro->eo", legendre * is_triplet, x, np.tile(radial, (2, 1)), weight[degree])
+    np.testing.assert_allclose(fn(pairs)[is_real], expected[is_real], atol=1e-12)
 
 
 def test_fitted_scales_keep_the_variance():
@@ -96,7 +111,7 @@ def test_fitted_scales_keep_the_variance():
 
     def ratios(model):
         observe = jax.jit(lambda vector: model.apply(params, species, pairs, vector, mutable=["variance_ratio"])[1])
-        seen = [np.array(jax.tree.leaves(observe(vector))) for vector in vectors]
+        seen = [np.hstack([np.ravel(leaf) for leaf in jax.tree.leaves(observe(vector))]) for vector in vectors]
         return np.mean(seen, axis=0)
 
     assert len(fitted.scales) == 5
@@ -106,3 +121,16 @@ def test_fitted_scales_keep_the_variance():
     far = jnp.concatenate([vectors, jnp.full((3, 2, 3), 9.0), jnp.zeros((3, 3, 3))], axis=1)
     padded = Pairs(*(np.append(index, np.array([0, 0, 12, 12, 12], np.int32)) for index in pairs))
     np.testing.assert_allclose(gemnet.fit_scales(model, params, species, padded, far).scales, fitted.scales, rtol=1e-3)
+
+
+def test_fitted_scales_are_near_the_authors(shared):
+    """They fitted theirs to other frames of water, with other weights."""
+    file, model, params = reference(shared)
+    species, cell, position, *_ = one_system(file, "water-1")
+    every = all_pairs(len(species))
+    is_near = np.asarray(pair_distances(jnp.asarray(position), every, cell)) < model.cutoff
+    pairs = Pairs(every.first[is_near], every.second[is_near])
+    vector = pair_vectors(jnp.asarray(position, jnp.float32), pairs, cell)
+    fitted = gemnet.fit_scales(model.clone(scales=None), params, species, pairs, vector[None])
+    np.testing.assert_allclose(fitted.scales, model.scales, rtol=0.08)
+    assert np.ptp(np.log(fitted.scales)) > 2

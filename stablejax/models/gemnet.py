@@ -1,8 +1,7 @@
 """GemNet-T (Gasteiger, Becker and Günnemann, NeurIPS 2021): directional messages between edges, in Flax.
 
-Every undirected pair is two edges, source -> target: first -> second and, in the second half of each array, the
-reverse. Triplets are never formed. The angular basis depends on the angle alone, so by the addition theorem of
-spherical harmonics the sum over the other edges of an atom is a sum at the atom, less the edge's own term.
+Triplets are never formed: the angular basis depends on the angle alone, so by the addition theorem of spherical
+harmonics the sum over the other edges of an atom is a sum at the atom, less the edge's own term.
 """
 
 from __future__ import annotations
@@ -19,42 +18,32 @@ from flax import traverse_util
 
 from stablejax.geometry import Pairs, safe_norm
 from stablejax.models import basis
+from stablejax.models.edges import Edges, make_edges, sum_over_other_edges
 from stablejax.types import Array, Float, Params, Species
 
 _ROOT_HALF = 0.5**0.5
 
 
-class Edges(NamedTuple):
-    """Directed edges, and what of them depends on the geometry alone."""
-
-    source: Array
-    target: Array
-    radial: Float[Array, "edge radial"]
-    harmonics: list[Float[Array, "edge m"]]  # of each degree
-    is_near: Float[Array, " edge"]  # 1 within the cutoff, 0 beyond and in padding
-    num_atoms: int
-
-    def sum_at_target(self, x: Float[Array, edge * shape]) -> Float[Array, atom * shape]:
-        return jax.ops.segment_sum(x, self.target, num_segments=self.num_atoms)
-
-
 class Shared(NamedTuple):
-    """Projections of the radial basis that all blocks share."""
+    """What all blocks share: weights of the angular basis, and projections of the radial one."""
 
+    circular: Float[Array, "degree radial circular"]
     triplet: Float[Array, "edge small"]
-    circular: Float[Array, "edge circular degree"]
     atom: Float[Array, "edge small"]
     output: Float[Array, "edge small"]
 
 
+class Scales(NamedTuple):
+    """Factors of a block."""
+
+    radial_product: Float[Array, ""]
+    triplet_sum: Float[Array, ""]
+    atom_update: Float[Array, ""]
+    output: Float[Array, ""]
+
+
 def scaled_silu(x: Array) -> Array:
     return jax.nn.silu(x) / 0.6
-
-
-def _reverse(x: Float[Array, "edge feature"]) -> Float[Array, "edge feature"]:
-    """Of each edge, the same in the other direction."""
-    half = len(x) // 2
-    return jnp.concatenate([x[half:], x[:half]])
 
 
 def _he_orthogonal(key, shape, dtype=jnp.float32):
@@ -72,6 +61,10 @@ def _linear(size: int, name: str) -> nn.Dense:
 def _dense(x: Float[Array, "n feature"], size: int, name: str) -> Float[Array, "n size"]:
     """Linear, then the activation."""
     return scaled_silu(_linear(size, name)(x))
+
+
+def _add(x: Array, y: Array) -> Array:
+    return (x + y) * _ROOT_HALF
 
 
 def _observe(module: nn.Module, name: str, x, weight, reference, reference_weight) -> None:
@@ -93,18 +86,30 @@ class Residual(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n feature"]) -> Float[Array, "n feature"]:
         size = x.shape[-1]
-        return (x + _dense(_dense(x, size, "dense_0"), size, "dense_1")) * _ROOT_HALF
+        return _add(x, _dense(_dense(x, size, "dense_0"), size, "dense_1"))
+
+
+class WithAtoms(nn.Module):
+    """A layer over the features of source, target and edge beside each other; those of atoms are multiplied once."""
+
+    size: int
+
+    @nn.compact
+    def __call__(self, atom, x, edges: Edges) -> Float[Array, "edge size"]:
+        width = atom.shape[-1]
+        kernel = self.param("kernel", _he_orthogonal, (2 * width + x.shape[-1], self.size))
+        source, target, own = jnp.split(kernel, [width, 2 * width])
+        return scaled_silu((atom @ source)[edges.source] + (atom @ target)[edges.target] + x @ own)
 
 
 class AtomSum(nn.Module):
     """Messages of the edges that end at an atom, weighted by distance, then a residual network."""
 
     size: int
-    scale: float
 
     @nn.compact
-    def __call__(self, message, radial, edges: Edges) -> Float[Array, "atom size"]:
-        x = edges.sum_at_target(message * _linear(message.shape[-1], "radial")(radial)) * self.scale
+    def __call__(self, message, radial, scale, edges: Edges) -> Float[Array, "atom size"]:
+        x = edges.sum_at_target(message * _linear(message.shape[-1], "radial")(radial)) * scale
         _observe(self, "sum", x, None, message, edges.is_near)
         x = _dense(x, self.size, "dense")
         return Residual(name="residual_1")(Residual(name="residual_0")(x))
@@ -115,54 +120,54 @@ class Triplets(nn.Module):
 
     triplet_size: int
     bilinear_size: int
-    scales: tuple[float, ...]  # of the product with the radial basis, of the sum
 
     @nn.compact
-    def __call__(self, message, shared: Shared, edges: Edges) -> Float[Array, "edge feature"]:
-        size, (scale_radial, scale_sum) = message.shape[-1], self.scales
+    def __call__(self, message, scales: Scales, shared: Shared, edges: Edges) -> Float[Array, "edge feature"]:
+        size = message.shape[-1]
         sent = _dense(message, size, "dense")
-        x = sent * _linear(size, "radial")(shared.triplet) * scale_radial
+        x = sent * _linear(size, "radial")(shared.triplet) * scales.radial_product
         _observe(self, "radial_product", x, edges.is_near, sent, edges.is_near)
         sent = _dense(x, self.triplet_size, "down")
-        summed = jnp.stack([_other_edges(harmonics, sent, edges) for harmonics in edges.harmonics], axis=1)
-        mixed = jnp.einsum("eil,elk->eik", shared.circular, summed)
-        shape = (mixed.shape[1], self.triplet_size, self.bilinear_size)
-        x = jnp.einsum("eik,iko->eo", mixed, self.param("bilinear", _he_orthogonal, shape)) * scale_sum
+        shape = (shared.circular.shape[-1], self.triplet_size, self.bilinear_size)
+        weight = jnp.einsum("lri,iko->lkro", shared.circular, self.param("bilinear", _he_orthogonal, shape))
+        x = sum_over_other_edges(sent, weight, edges) * scales.triplet_sum
         num_triplets = edges.is_near * (edges.sum_at_target(edges.is_near)[edges.target] - 1)
         _observe(self, "triplet_sum", x, edges.is_near, sent, num_triplets)
         forward, backward = _dense(x, size, "up"), _dense(x, size, "up_reverse")
-        return (forward + _reverse(backward)) * _ROOT_HALF
+        return _add(forward, edges.reverse(backward))
 
 
-def _other_edges(harmonics: Float[Array, "edge m"], x: Float[Array, "edge feature"], edges: Edges):
-    """Σ_b Y_l(cos angle) x_b over the other edges b of the target, with Y_l = √((2l + 1)/4π) P_l."""
-    norm = (4 * np.pi / harmonics.shape[1]) ** 0.5
-    at_atom = edges.sum_at_target(harmonics[:, :, None] * x[:, None, :])
-    return norm * jnp.sum(harmonics[:, :, None] * at_atom[edges.target], axis=1) - x / norm
+class Output(nn.Module):
+    """Energies of the atoms from messages."""
+
+    size: int
+
+    @nn.compact
+    def __call__(self, message, scale, shared: Shared, edges: Edges) -> Float[Array, " atom"]:
+        x = AtomSum(self.size, name="sum")(message, shared.output, scale, edges)
+        return _linear(1, "energy")(x)[:, 0]
 
 
 class Block(nn.Module):
-    """Update of messages and atoms."""
+    """Update of messages, atoms and their energies."""
 
     triplet_size: int
     bilinear_size: int
-    scales: tuple[float, ...]  # of the radial product, of the triplet sum, of the atom update
 
     @nn.compact
-    def __call__(self, atom, message, shared: Shared, edges: Edges):
+    def __call__(self, state, scales: Scales, shared: Shared, edges: Edges):
+        atom, message, energy = state
         size = message.shape[-1]
-        triplets = Triplets(self.triplet_size, self.bilinear_size, self.scales[:2], name="triplets")
-        x = (_dense(message, size, "dense") + triplets(message, shared, edges)) * _ROOT_HALF
-        message = (message + Residual(name="before_skip")(x)) * _ROOT_HALF
+        triplets = Triplets(self.triplet_size, self.bilinear_size, name="triplets")
+        x = _add(_dense(message, size, "dense"), triplets(message, scales, shared, edges))
+        message = _add(message, Residual(name="before_skip")(x))
         message = Residual(name="after_skip")(message)
-        update = AtomSum(atom.shape[-1], self.scales[2], name="atom_update")
-        atom = (atom + update(message, shared.atom, edges)) * _ROOT_HALF
-        x = _dense(_with_atoms(atom, message, edges), size, "concat")
-        return atom, (message + Residual(name="residual")(x)) * _ROOT_HALF
-
-
-def _with_atoms(atom, x, edges: Edges):
-    return jnp.concatenate([atom[edges.source], atom[edges.target], x], axis=-1)
+        update = AtomSum(atom.shape[-1], name="atom_update")
+        atom = _add(atom, update(message, shared.atom, scales.atom_update, edges))
+        x = WithAtoms(size, name="concat")(atom, message, edges)
+        message = _add(message, Residual(name="residual")(x))
+        energy = energy + Output(atom.shape[-1], name="output")(message, scales.output, shared, edges)
+        return (atom, message, energy), None
 
 
 class GemNetT(nn.Module):
@@ -183,7 +188,9 @@ class GemNetT(nn.Module):
     cutoff: float = 5.0  # Å
     envelope_exponent: int = 5
     num_species: int = 83  # rows of the embedding, from hydrogen on
-    scales: tuple[float, ...] | None = None  # 3 of each block, then one of each output; None: 1. See `fit_scales`
+    # Factors of the radial products of all blocks, then of triplet sums, atom updates and outputs, of which the first
+    # comes before the blocks. None: 1. See `fit_scales`.
+    scales: tuple[float, ...] | None = None
 
     @property
     def elements(self) -> range:
@@ -195,38 +202,34 @@ class GemNetT(nn.Module):
         """Energy of each atom, eV; see `SchNet`."""
         edges = self._edges(pairs, vector, len(species))
         shared = self._shared(edges.radial)
-        scales = self.scales or (1.0,) * (4 * self.num_blocks + 1)
         embedding = nn.Embed(self.num_species, self.atom_size, embedding_init=_uniform, name="embedding")
         atom = embedding(species - 1).astype(vector.dtype)
-        message = _dense(_with_atoms(atom, edges.radial, edges), self.edge_size, "edge_embedding")
-
-        def output(index, message):
-            x = AtomSum(self.atom_size, scales[3 * self.num_blocks + index], name=f"output_{index}")
-            return _linear(1, f"energy_{index}")(x(message, shared.output, edges))[:, 0]
-
-        energy = output(0, message)
-        for index in range(self.num_blocks):
-            block = Block(
-                self.triplet_size, self.bilinear_size, scales[3 * index : 3 * index + 3], name=f"block_{index}"
-            )
-            atom, message = block(atom, message, shared, edges)
-            energy = energy + output(index + 1, message)
+        message = WithAtoms(self.edge_size, name="edge_embedding")(atom, edges.radial, edges)
+        scales = jnp.asarray(self.scales or (1.0,) * (4 * self.num_blocks + 1), vector.dtype)
+        first, scales_of_blocks = self._scales_of_blocks(scales)
+        energy = Output(self.atom_size, name="output")(message, first, shared, edges)
+        # A loop, so that no block computes sums of those before it again; what is cheap is computed twice, not kept.
+        blocks = nn.scan(
+            nn.remat(Block, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False),
+            variable_axes={"params": 0, "variance_ratio": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast),
+            length=self.num_blocks,
+        )(self.triplet_size, self.bilinear_size, name="blocks")
+        (_, _, energy), _ = blocks((atom, message, energy), scales_of_blocks, shared, edges)
         return energy
+
+    def _scales_of_blocks(self, scales) -> tuple[Float[Array, ""], Scales]:
+        """Of the first output, and of each block."""
+        products, sums, updates, (first, *outputs) = jnp.split(scales, [n * self.num_blocks for n in (1, 2, 3)])
+        return first, Scales(products, sums, updates, jnp.asarray(outputs))
 
     def _edges(self, pairs: Pairs, vector, num_atoms: int) -> Edges:
         distance = safe_norm(vector)
         envelope = basis.polynomial_envelope(distance, cutoff=self.cutoff, exponent=self.envelope_exponent)
         radial = basis.gaussian_basis(distance / self.cutoff, self.gaussian_centre) * envelope[:, None]
-        harmonics = basis.spherical_harmonics(vector, max_degree=self.num_degrees - 1, normalization="integral")
-        first, second = jnp.asarray(pairs.first), jnp.asarray(pairs.second)
-        return Edges(
-            source=jnp.concatenate([first, second]),
-            target=jnp.concatenate([second, first]),
-            radial=jnp.concatenate([radial, radial]),
-            # Of the reverse direction: (−1)^l.
-            harmonics=[jnp.concatenate([y, y if degree % 2 == 0 else -y]) for degree, y in enumerate(harmonics)],
-            is_near=jnp.tile(((distance < self.cutoff) & (first < num_atoms)).astype(distance.dtype), 2),
-            num_atoms=num_atoms,
+        return make_edges(
+            pairs, vector, radial, num_atoms=num_atoms, max_degree=self.num_degrees - 1, cutoff=self.cutoff
         )
 
     def _shared(self, radial) -> Shared:
@@ -235,7 +238,7 @@ class GemNetT(nn.Module):
         circular = self.param("circular", _he_orthogonal, shape)
         return Shared(
             triplet=_linear(self.radial_size, "radial_triplet")(radial),
-            circular=jnp.einsum("er,lri->eil", radial, circular),
+            circular=circular,
             atom=_linear(self.radial_size, "radial_atom")(radial),
             output=_linear(self.radial_size, "radial_output")(radial),
         )
@@ -264,23 +267,16 @@ def fit_scales(
     @jax.jit
     def ratios(scales, vector):
         scaled = model.clone(scales=tuple(scales))
-        return scaled.apply(params, species, pairs, vector, mutable=["variance_ratio"])[1]["variance_ratio"]
+        seen = scaled.apply(params, species, pairs, vector, mutable=["variance_ratio"])[1]["variance_ratio"]
+        blocks, outputs = seen["blocks"], [seen["output"]["sum"]["sum"], seen["blocks"]["output"]["sum"]["sum"]]
+        triplets = [blocks["triplets"][name] for name in ("radial_product", "triplet_sum")]
+        return jnp.concatenate([jnp.atleast_1d(x) for (x,) in (*triplets, blocks["atom_update"]["sum"], *outputs)])
 
     scales = np.ones(4 * model.num_blocks + 1)
     # A factor depends on those before it only, so each time one more is right.
     for _ in scales:
-        seen = jax.tree.map(lambda *leaves: np.mean(leaves), *(ratios(scales, vector) for vector in vectors))
-        for path, ratio in traverse_util.flatten_dict(seen).items():
-            scales[_place(path, model.num_blocks)] /= np.sqrt(ratio[0])
+        scales /= np.sqrt(np.mean([ratios(scales, vector) for vector in vectors], axis=0))
     return model.clone(scales=tuple(scales.tolist()))
-
-
-def _place(path: tuple[str, ...], num_blocks: int) -> int:
-    """Of a factor in `scales`, from the scope that observed it."""
-    scope, index = path[0].split("_")
-    if scope == "output":
-        return 3 * num_blocks + int(index)
-    return 3 * int(index) + ("radial_product", "triplet_sum", "sum").index(path[-1])
 
 
 _TORCH_NAMES = (  # in this order, over names with the scopes joined by dots
@@ -290,9 +286,11 @@ _TORCH_NAMES = (  # in this order, over names with the scopes joined by dots
     (r"^mlp_rbf_h", "radial_atom"),
     (r"^mlp_rbf_out", "radial_output"),
     (r"^mlp_cbf3$", "circular"),
-    (r"^out_blocks\.(\d+)\.out_energy", r"energy_\1"),
-    (r"^out_blocks\.(\d+)", r"output_\1"),
-    (r"^int_blocks\.(\d+)", r"block_\1"),
+    (r"^out_blocks\.0", "output"),
+    (r"^out_blocks\.\d+", "blocks.output"),
+    (r"^int_blocks\.\d+", "blocks"),
+    (r"\.out_energy", ".energy"),
+    (r"^(output|blocks\.output)\.(?!energy)", r"\1.sum."),
     (r"\.dense_mlp\.(\d)", r".dense_\1"),
     (r"\.trip_interaction\.mlp_cbf$", ".triplets.bilinear"),
     (r"\.trip_interaction\.mlp_rbf", ".triplets.radial"),
@@ -326,17 +324,17 @@ def from_torch(state_dict: Mapping[str, np.ndarray]) -> tuple[GemNetT, Params]:
     Raises:
       ValueError: a name is not one of GemNet-T's, or one is missing.
     """
-    found: dict[str, np.ndarray] = {}
+    num_blocks = len({name.split(".")[1] for name in state_dict if name.startswith("int_blocks.")})
+    found: dict[str, list[np.ndarray]] = {}
     scales: dict[str, float] = {}
-    for name, array in state_dict.items():
+    for name in sorted(state_dict, key=lambda name: (len(name), name)):  # block 2 before 10
+        array = np.asarray(state_dict[name])
         if name.endswith(".scale_factor"):
             scales[name.removesuffix(".scale_factor")] = float(array)
         elif not _TORCH_IGNORED.fullmatch(name):
-            path, value = _from_torch_leaf(name, np.asarray(array))
-            found[path] = value
-    num_blocks = sum(bool(re.fullmatch(r"block_\d+\.dense\.kernel", path)) for path in found)
-    scale_names = [f"int_blocks.{block}.{name}" for block in range(num_blocks) for name in _TORCH_SCALES]
-    scale_names += [f"out_blocks.{block}.scale_sum" for block in range(num_blocks + 1)]
+            path, array = _from_torch_leaf(name, array)
+            found.setdefault(path, []).append(array)
+    given = {path: np.stack(some) if path.startswith("blocks.") else some[0] for path, some in found.items()}
     model = GemNetT(num_blocks=num_blocks)
     pairs, vector = Pairs(np.array([0]), np.array([1])), jnp.ones((1, 3))
     expected = jax.eval_shape(model.init, jax.random.key(0), jnp.ones(2, int), pairs, vector)
@@ -344,23 +342,26 @@ def from_torch(state_dict: Mapping[str, np.ndarray]) -> tuple[GemNetT, Params]:
         ".".join(key.key for key in path[1:]): leaf.shape
         for path, leaf in jax.tree_util.tree_leaves_with_path(expected)
     }
-    given = {path: array.shape for path, array in found.items()}
-    if differing := sorted(path for path in shapes.keys() | given.keys() if shapes.get(path) != given.get(path)):
+    found_shapes = {path: array.shape for path, array in given.items()}
+    names = shapes.keys() | found_shapes.keys()
+    if differing := sorted(path for path in names if shapes.get(path) != found_shapes.get(path)):
         first = differing[0]
         raise ValueError(
-            f"`from_torch`: expected `{first}` of shape {shapes.get(first)}, got {given.get(first)}: pass the state "
-            "dict of a GemNet-T of the paper's sizes, without a prefix such as `module.`."
+            f"`from_torch`: expected `{first}` of shape {shapes.get(first)}, got {found_shapes.get(first)}: pass the "
+            "state dict of a GemNet-T of the paper's sizes, without a prefix such as `module.`."
         )
+    scale_names = [f"int_blocks.{block}.{name}" for name in _TORCH_SCALES for block in range(num_blocks)]
+    scale_names += [f"out_blocks.{block}.scale_sum" for block in range(num_blocks + 1)]
     if missing := sorted(set(scale_names) - scales.keys()):
         raise ValueError(
             f"`from_torch`: expected `{missing[0]}.scale_factor`, which is missing: pass the whole state dict."
         )
-    params = traverse_util.unflatten_dict({tuple(path.split(".")): array for path, array in found.items()})
+    params = traverse_util.unflatten_dict({tuple(path.split(".")): array for path, array in given.items()})
     return model.clone(scales=tuple(scales[name] for name in scale_names)), {"params": params}
 
 
 def _from_torch_leaf(name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
-    """Path in our parameters, joined by dots, and the array as it stands there."""
+    """Path in our parameters, joined by dots and without the number of the block, and the array as it stands there."""
     path = name.removesuffix(".weight").removesuffix(".linear")
     for pattern, ours in _TORCH_NAMES:
         path = re.sub(pattern, ours, path)
