@@ -35,8 +35,8 @@ def main(config: ConfigDict, build: Callable) -> None:
         sys.exit(f"error: {error}")
 
 
-def configure(*, host_devices: int) -> None:
-    """One XLA device per core of the host (0: as many as it has).
+def configure(*, host_devices: int, has_threads: bool = False) -> None:
+    """One XLA device per core of the host (0: as many as it has), unless a device `has_threads` on all of them.
 
     Replicas are shared between devices, so this is how the cores of a CPU are used; it changes nothing on a GPU or TPU.
     It has to be called before JAX computes anything.
@@ -46,7 +46,8 @@ def configure(*, host_devices: int) -> None:
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
     # It says so when it makes its list of fonts, once on every new machine.
     logging.getLogger("matplotlib.font_manager").setLevel(logging.WARNING)
-    os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false " + os.environ.get("XLA_FLAGS", "")
+    if not has_threads:
+        os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false " + os.environ.get("XLA_FLAGS", "")
     jax.config.update("jax_num_cpu_devices", host_devices or available_cores())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 from experiments import runtime
@@ -13,6 +14,18 @@ from experiments import runtime
 def numbers(text: str) -> list[int]:
     """`40,640` as a list, for a command line."""
     return [int(number) for number in text.split(",")]
+
+
+def names(known: tuple[str, ...]) -> Callable[[str], list[str]]:
+    """`a,b` as a list of known names, for a command line."""
+
+    def parse(text: str) -> list[str]:
+        given = text.split(",")
+        if unknown := sorted(set(given) - set(known)):
+            raise argparse.ArgumentTypeError(f"knows {', '.join(known)}, got {', '.join(unknown)}.")
+        return given
+
+    return parse
 
 
 def parser(description: str, *, repeats: int | None = None) -> argparse.ArgumentParser:
