@@ -17,6 +17,9 @@ from ml_collections import ConfigDict
 
 PACKAGES = ("jax", "jaxlib", "jax-md", "flax", "optax", "numpy", "scipy")
 
+ENVIRONMENT = ("XLA_FLAGS", "GLIBC_TUNABLES")
+"""Variables that change how fast a run is."""
+
 
 def main(config: ConfigDict, build: Callable) -> None:
     """Run an experiment from the command line: what is wrong with the input is one sentence, not a traceback.
@@ -58,7 +61,13 @@ def available_cores() -> int:
 
 def about() -> dict[str, object]:
     """What every record says of its run."""
-    return {"command": command(), "commit": commit(), "versions": versions(), "machine": machine()}
+    return {
+        "command": command(),
+        "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+        "commit": commit(),
+        "versions": versions(),
+        "machine": machine(),
+    }
 
 
 def versions() -> dict[str, str]:

@@ -77,9 +77,10 @@ def test_import_names_what_is_wrong(shared):
 def test_tabulated_forces_are_the_exact_ones(max_degree):
     species = np.array([6, 8, 1, 1, 7, 1])
     model = NequIP(ELEMENTS, num_features=8, num_layers=2, max_degree=max_degree)
-    system, form = potential.bind(model, species), potential.tabulated_form(model, species)
+    options = {"cell": 11.0 * np.eye(3), "scale": np.linspace(0.5, 2.0, 6)}
+    system, form = potential.bind(model, species, **options), potential.tabulated_form(model, species, **options)
     params = jax.jit(system.init)(jax.random.key(0))
-    position = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)) * 1.5, jnp.float32)
+    position = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)) * 1.5, jnp.float32).at[0].add(11.0)
     energy, force = jax.jit(potential.energy_and_forces(system.energy))(params, position)
     fast = jax.jit(potential.energy_and_forces(form.energy))(jax.jit(form.prepare)(params), position)
     assert float(fast[0]) == pytest.approx(float(energy), abs=1e-5)

@@ -336,28 +336,28 @@ def from_torch(state_dict: Mapping[str, np.ndarray]) -> tuple[GemNetT, Params]:
             found.setdefault(path, []).append(array)
     given = {path: np.stack(some) if path.startswith("blocks.") else some[0] for path, some in found.items()}
     model = GemNetT(num_blocks=num_blocks)
-    pairs, vector = Pairs(np.array([0]), np.array([1])), jnp.ones((1, 3))
-    expected = jax.eval_shape(model.init, jax.random.key(0), jnp.ones(2, int), pairs, vector)
-    shapes = {
-        ".".join(key.key for key in path[1:]): leaf.shape
-        for path, leaf in jax.tree_util.tree_leaves_with_path(expected)
-    }
-    found_shapes = {path: array.shape for path, array in given.items()}
-    names = shapes.keys() | found_shapes.keys()
-    if differing := sorted(path for path in names if shapes.get(path) != found_shapes.get(path)):
-        first = differing[0]
-        raise ValueError(
-            f"`from_torch`: expected `{first}` of shape {shapes.get(first)}, got {found_shapes.get(first)}: pass the "
-            "state dict of a GemNet-T of the paper's sizes, without a prefix such as `module.`."
-        )
+    _check_shapes(model, given)
     scale_names = [f"int_blocks.{block}.{name}" for name in _TORCH_SCALES for block in range(num_blocks)]
     scale_names += [f"out_blocks.{block}.scale_sum" for block in range(num_blocks + 1)]
     if missing := sorted(set(scale_names) - scales.keys()):
         raise ValueError(
             f"`from_torch`: expected `{missing[0]}.scale_factor`, which is missing: pass the whole state dict."
         )
-    params = traverse_util.unflatten_dict({tuple(path.split(".")): array for path, array in given.items()})
+    params = traverse_util.unflatten_dict(given, sep=".")
     return model.clone(scales=tuple(scales[name] for name in scale_names)), {"params": params}
+
+
+def _check_shapes(model: GemNetT, given: Mapping[str, np.ndarray]) -> None:
+    pairs, vector = Pairs(np.array([0]), np.array([1])), jnp.ones((1, 3))
+    expected = jax.eval_shape(model.init, jax.random.key(0), jnp.ones(2, int), pairs, vector)["params"]
+    shapes = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(expected, sep=".").items()}
+    found = {path: array.shape for path, array in given.items()}
+    if differing := sorted(path for path in shapes | found if shapes.get(path) != found.get(path)):
+        first = differing[0]
+        raise ValueError(
+            f"`from_torch`: expected `{first}` of shape {shapes.get(first)}, got {found.get(first)}: pass the state "
+            "dict of a GemNet-T of the paper's sizes, without a prefix such as `module.`."
+        )
 
 
 def _from_torch_leaf(name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
