@@ -64,6 +64,10 @@ def test_import_names_what_is_wrong(shared):
         gemnet.from_torch({name: array for name, array in state.items() if not name.startswith("edge_emb")})
     with pytest.raises(ValueError, match=r"expected `out_blocks\.4\.scale_sum\.scale_factor`, which is missing"):
         gemnet.from_torch({name: array for name, array in state.items() if "4.scale_sum" not in name})
+    with pytest.raises(
+        ValueError, match=r"expected one shape of `blocks\.dense\.kernel` in all blocks, got \[\(3, 3\)"
+    ):
+        gemnet.from_torch(state | {"int_blocks.1.dense_ca.linear.weight": np.ones((3, 3))})
     with pytest.raises(ValueError, match=r"expected `module\.edge_emb\.dense\.kernel` of shape None, got \(262, 128\)"):
         gemnet.from_torch(state | {"module.edge_emb.dense.linear.weight": state["edge_emb.dense.linear.weight"]})
 
@@ -74,9 +78,9 @@ def test_sum_over_other_edges_is_the_sum_over_triplets(is_known, x64, monkeypatc
     monkeypatch.setattr(edges, "MAX_TILE", 2)  # so that atoms have several tiles
     rng = np.random.default_rng(0)
     num_atoms, every = 6, all_pairs(6)
-    pairs = pad_pairs(Pairs(every.first[3:], every.second[3:]), 14, num_atoms=num_atoms)  # atoms of 2 to 5 edges
-    position, radial = rng.normal(size=(num_atoms, 3)), rng.normal(size=(14, 2))
-    x, weight = rng.normal(size=(28, 3)), rng.normal(size=(7, 3, 2, 4))
+    pairs = pad_pairs(Pairs(every.first[1:], every.second[1:]), 15, num_atoms=num_atoms)  # atoms of 4 and 5 edges
+    position, radial = rng.normal(size=(num_atoms, 3)), rng.normal(size=(15, 2))
+    x, weight = rng.normal(size=(30, 3)), rng.normal(size=(7, 3, 2, 4))
 
     @jax.jit
     def fn(pairs):
@@ -90,9 +94,9 @@ def test_sum_over_other_edges_is_the_sum_over_triplets(is_known, x64, monkeypatc
     source, target = np.concatenate([known.first, known.second]), np.concatenate([known.second, known.first])
     vector = np.append(position, position[-1:], axis=0)[target] - np.append(position, position[-1:], axis=0)[source]
     unit = vector / np.maximum(np.linalg.norm(vector, axis=1, keepdims=True), 1e-9)
-    is_triplet = (target[:, None] == target) & ~np.eye(28, dtype=bool) & is_real
+    is_triplet = (target[:, None] == target) & ~np.eye(30, dtype=bool) & is_real
     assert is_triplet.sum(axis=1).max() == 4
-    expected = np.zeros((28, 4))
+    expected = np.zeros((30, 4))
     for degree in range(7):
         legendre = np.polynomial.legendre.Legendre.basis(degree)(unit @ unit.T) * np.sqrt(
             (2 * degree + 1) / (4 * np.pi)

@@ -287,6 +287,7 @@ def test_nearest_image_is_the_nearest():
     ("message", "options"),
     [
         ("smallest height is 7.000 Å, which is less than twice the cutoff of 4 Å", {"cell": np.diag([9.0, 7.0, 9.0])}),
+        ("smallest height is 7.757 Å", {"cell": np.array([[9.5, 0.0, 0.0], [4.75, 9.5, 0.0], [4.75, 0.0, 9.5]])}),
         (r"needs the three lattice vectors in rows, \[3, 3\], got shape \(3,\)", {"cell": np.ones(3)}),
     ],
 )

@@ -85,3 +85,20 @@ def test_tabulated_forces_are_the_exact_ones(max_degree):
     fast = jax.jit(potential.energy_and_forces(form.energy))(jax.jit(form.prepare)(params), position)
     assert float(fast[0]) == pytest.approx(float(energy), abs=1e-5)
     assert np.abs(fast[1] - force).max() < 1e-4 * np.abs(force).max()
+
+
+def test_gate_keeps_the_size_of_normal_features():
+    """As e3nn scales activations; odd scalars are in no released model."""
+    layer = nequip.layers(4, 1, has_parity=True)[3]
+    assert nequip.Irrep(0, -1) in layer.targets
+    key = jax.random.key(0)
+    x = {
+        irrep: jax.random.normal(
+            jax.random.fold_in(key, index), (100_000, 2 * irrep.degree + 1, layer.num_out(irrep, 1))
+        )
+        for index, irrep in enumerate(layer.targets)
+    }
+    gated = nequip.Convolution(layer, num_features=1, radial_widths=(), num_neighbours=1.0)._gate(x)
+    assert gated.keys() == x.keys()
+    for feature in gated.values():
+        assert float(jnp.mean(feature**2)) == pytest.approx(1.0, abs=0.02)

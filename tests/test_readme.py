@@ -72,3 +72,35 @@ def result_lines():
 def test_the_table_of_results_is_that_of_the_records():
     lines = result_lines()
     assert [line for line in README.splitlines() if line in lines] == lines
+
+
+def test_the_table_of_training_is_that_of_the_record():
+    record = json.loads((ROOT / "experiments" / "results" / "training.json").read_text())
+    lines = []
+    for minutes in (1, 2, 5, 10):
+        cells = []
+        for model in ("schnet", "nequip", "gemnet"):
+            row = next(row for row in record["rows"] if row["model"] == model and row["cpu_s"] >= 60 * minutes)
+            cells.append(f"{row['value']:.3f} ({row['frames']:,})")
+        lines.append(f"| {minutes} | {' | '.join(cells)} |")
+    assert [line for line in (ROOT / "docs" / "models.md").read_text().splitlines() if line in lines] == lines
+
+
+def test_the_tables_of_speed_are_those_of_the_records():
+    def rows_of(name):
+        return json.loads((ROOT / "experiments" / "results" / f"{name}.json").read_text())["rows"]
+
+    def cells(rows, model, system, columns):
+        for frames, is_known in columns:
+            where = {"model": model, "system": system, "frames": frames, "is_known": is_known}
+            find = {row["metric"]: row["value"] for row in rows if where.items() <= row.items()}
+            yield f"{find['time_ms'] / frames:.3g} ({100 * find['fraction_of_peak']:.0f} %)"
+
+    columns = [(1, True), (1, False), (8, False), (64, False)]
+    lines = []
+    for system in ("aspirin", "peptide", "water"):
+        for model, name in (("schnet", "SchNet"), ("nequip", "NequIP"), ("gemnet", "GemNet-T")):
+            lines.append(f"| {system} | {name} | {' | '.join(cells(rows_of('models'), model, system, columns))} |")
+    for degree, model in ((1, "nequip"), (2, "nequip-degree-2"), (3, "nequip-degree-3")):
+        lines.append(f"| {degree} | {' | '.join(cells(rows_of('models_degree'), model, 'peptide', columns[:3]))} |")
+    assert [line for line in (ROOT / "docs" / "models.md").read_text().splitlines() if line in lines] == lines

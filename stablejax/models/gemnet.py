@@ -334,6 +334,12 @@ def from_torch(state_dict: Mapping[str, np.ndarray]) -> tuple[GemNetT, Params]:
         elif not _TORCH_IGNORED.fullmatch(name):
             path, array = _from_torch_leaf(name, array)
             found.setdefault(path, []).append(array)
+    for path, some in found.items():
+        if len(shapes := {array.shape for array in some}) > 1:
+            raise ValueError(
+                f"`from_torch`: expected one shape of `{path}` in all blocks, got {sorted(shapes)}: pass the state "
+                "dict of a GemNet-T of the paper's sizes."
+            )
     given = {path: np.stack(some) if path.startswith("blocks.") else some[0] for path, some in found.items()}
     model = GemNetT(num_blocks=num_blocks)
     _check_shapes(model, given)
