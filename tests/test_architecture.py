@@ -18,6 +18,7 @@ ORDER = (
     "geometry",
     "tabulate",
     "models.basis",
+    "models.edges",
     "models.schnet",
     "models.nequip",
     "models.gemnet",
@@ -36,6 +37,7 @@ ORDER = (
     "stable",
     "evaluate",
 )
+SHARED_BY_MODELS = ("models.basis", "models.edges")
 
 
 def module_name(path):
@@ -66,7 +68,7 @@ def test_imports_follow_the_flow(path):
     for imported in imports(path):
         assert ORDER.index(imported) < place, f"{module_name(path)} imports {imported}"
         is_sibling_model = imported.startswith("models.") and module_name(path).startswith("models.")
-        assert not is_sibling_model or imported == "models.basis"
+        assert not is_sibling_model or imported in SHARED_BY_MODELS
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
