@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import extend
+from jax.extend import core
 
 from experiments import runtime
 from experiments.benchmarks import records
@@ -36,6 +36,9 @@ BOX = 12.42
 MATRIX, NUM_PRODUCTS = 1024, 10
 GEMNET_FLOOR = 300_000
 """Multiply-adds for each edge and block."""
+
+
+_JAXPRS = (core.Jaxpr, core.ClosedJaxpr)
 
 
 class Case(NamedTuple):
@@ -104,7 +107,8 @@ def num_operations(jaxpr) -> int:
             summed = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
             total += 2 * summed * math.prod(equation.outvars[0].aval.shape)
         times = equation.params["length"] if equation.primitive.name == "scan" else 1
-        total += times * sum(num_operations(inner) for inner in extend.core.jaxprs_in_params(equation.params))
+        inner = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda value: isinstance(value, _JAXPRS))
+        total += times * sum(num_operations(getattr(x, "jaxpr", x)) for x in inner if isinstance(x, _JAXPRS))
     return total
 
 
