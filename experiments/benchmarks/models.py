@@ -120,7 +120,8 @@ def run(given) -> list[dict]:
     for system in given.systems:
         case = SYSTEMS[system](max(given.frames))
         for name in given.models:
-            fns = one_model(case, build_model(name, case.species), given.frames)
+            model = build_model(name, case.species)
+            fns = one_model(case, model, given.frames)
             for (count, is_known), (fn, operations, num_edges) in fns.items():
                 times = measure({"model": fn, "matrix": lambda: products(matrix)}, (), given.repeats)
                 peak = 2 * MATRIX**3 * NUM_PRODUCTS / times["matrix"]
@@ -130,7 +131,7 @@ def run(given) -> list[dict]:
                     ("fraction_of_peak", ""): operations / times["model"] / peak,
                 }
                 if name == "gemnet":
-                    floor = 2 * 2 * GEMNET_FLOOR * build_model(name, case.species).num_blocks * num_edges / peak
+                    floor = 2 * 2 * GEMNET_FLOOR * model.num_blocks * num_edges / peak
                     found["fraction_of_floor", ""] = floor / times["model"]
                 where = {"model": name, "system": system, "frames": count, "is_known": is_known}
                 rows += [{"metric": m, "value": value, "unit": unit} | where for (m, unit), value in found.items()]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import e3nn_jax
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stablejax.geometry import safe_norm
 from stablejax.types import Array, Float
 
 LOG_2 = 0.6931471824645996
@@ -64,20 +62,3 @@ def polynomial_envelope(distance: Float[Array, "*shape"], *, cutoff: float, expo
     p, t = exponent, distance / cutoff
     inside = 1 - t**p * ((p + 1) * (p + 2) / 2 - t * (p * (p + 2) - t * (p * (p + 1) / 2)))
     return jnp.where(t < 1, inside, 0.0)
-
-
-def spherical_harmonics(
-    vector: Float[Array, "pair 3"], *, max_degree: int, normalization: str
-) -> list[Float[Array, "pair m"]]:
-    """Real spherical harmonics of the direction, of each degree from 0; those of degree 1 are in the order x, y, z.
-
-    Args:
-      vector: of any length; where it is 0 the harmonics of degree 1 and up are 0.
-      max_degree: largest l.
-      normalization: component (squares sum to 2l + 1) or integral (orthonormal on the sphere).
-    """
-    length = safe_norm(vector)
-    unit = vector / jnp.where(length == 0, 1.0, length)[:, None]
-    degrees = [e3nn_jax.Irrep(degree, (-1) ** degree) for degree in range(max_degree + 1)]
-    found = e3nn_jax.spherical_harmonics(degrees, unit, normalize=False, normalization=normalization)
-    return [chunk[:, 0, :] for chunk in found.chunks]

@@ -1,20 +1,37 @@
-"""Directed edges between atoms, and sums over the edges that end at an atom."""
+"""Directions of edges between atoms, and sums over the edges that end at an atom."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import e3nn_jax
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
 from stablejax.geometry import Pairs, safe_norm
-from stablejax.models import basis
 from stablejax.types import Array, Float, Int
 
 MAX_TILE = 64
 """Places of a tile where the edges are not known before the program runs."""
+
+
+def spherical_harmonics(
+    vector: Float[Array, "pair 3"], *, max_degree: int, normalization: str
+) -> list[Float[Array, "pair m"]]:
+    """Real spherical harmonics of the direction, of each degree from 0; those of degree 1 are in the order x, y, z.
+
+    Args:
+      vector: of any length; where it is 0 the harmonics of degree 1 and up are 0.
+      max_degree: largest l.
+      normalization: component (squares sum to 2l + 1) or integral (orthonormal on the sphere).
+    """
+    length = safe_norm(vector)
+    unit = vector / jnp.where(length == 0, 1.0, length)[:, None]
+    degrees = [e3nn_jax.Irrep(degree, (-1) ** degree) for degree in range(max_degree + 1)]
+    found = e3nn_jax.spherical_harmonics(degrees, unit, normalize=False, normalization=normalization)
+    return [chunk[:, 0, :] for chunk in found.chunks]
 
 
 @struct.dataclass
@@ -81,7 +98,7 @@ def make_edges(
     xnp: Any = jnp if isinstance(pairs.first, jax.core.Tracer) else np
     source, target = xnp.concatenate(list(pairs)), xnp.concatenate(list(pairs)[::-1])
     tiles = make_tiles(target, num_atoms)
-    of_degree = basis.spherical_harmonics(vector, max_degree=max_degree, normalization="integral")
+    of_degree = spherical_harmonics(vector, max_degree=max_degree, normalization="integral")
     parity = np.concatenate([np.full(2 * degree + 1, (-1.0) ** degree) for degree in range(max_degree + 1)])
     of_pairs = jnp.concatenate(of_degree, axis=-1)
     harmonics = tiles.spread(jnp.concatenate([of_pairs, of_pairs * parity.astype(of_pairs.dtype)]))

@@ -18,7 +18,7 @@ import numpy as np
 from flax import linen as nn
 
 from stablejax.geometry import Pairs, safe_norm
-from stablejax.models import basis
+from stablejax.models import basis, edges
 from stablejax.types import Array, Float, Params, Species
 
 
@@ -201,7 +201,7 @@ class NequIP(nn.Module):
     ) -> Float[Array, " atom"]:
         """Atom energies, eV, from vectors and the filters of each pair."""
         is_element = (species[:, None] == jnp.asarray(self.elements)).astype(vector.dtype)
-        harmonics = basis.spherical_harmonics(vector, max_degree=self.max_degree, normalization="component")
+        harmonics = edges.spherical_harmonics(vector, max_degree=self.max_degree, normalization="component")
         features = {SCALAR: self.embedding(is_element)[:, None, :]}
         for convolution, weights in zip(self.convolutions, filters, strict=True):
             features = convolution(features, is_element, pairs, harmonics, weights)
