@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -100,19 +99,20 @@ def tabulated_form(
     species, pairs, cell = _system(model, species, cell)
     scale = np.asarray(scale)
 
+    def filters(params: Params, distance) -> list[Array]:
+        return _apply(model)(params, distance, method="filters")
+
     def prepare(params: Params):
-        filters = lambda distance: _apply(model)(params, distance, method="filters")  # noqa: E731
-        one = lambda index, distance: filters(distance)[index]  # noqa: E731
-        table = partial(tabulate.radial_table, cutoff=model.cutoff, num_intervals=num_intervals)
-        num_tables = len(jax.eval_shape(filters, jnp.zeros(1)))
-        return params, [table(partial(one, index)) for index in range(num_tables)]
+        of_all = lambda distance: jnp.concatenate(filters(params, distance), axis=1)  # noqa: E731
+        return params, tabulate.radial_table(of_all, cutoff=model.cutoff, num_intervals=num_intervals)
 
     def energy(prepared, position: Position) -> Float[Array, ""]:
-        params, tables = prepared
+        params, table = prepared
         vector = pair_vectors(position, pairs, cell)
-        distance = safe_norm(vector)
-        filters = [tabulate.evaluate(table, distance) for table in tables]
-        energies = _apply(model)(params, species, pairs, vector, filters, method="energies_from_filters")
+        values = tabulate.evaluate(table, safe_norm(vector))
+        sizes = [one.shape[1] for one in jax.eval_shape(filters, params, vector[:, 0])]
+        split = jnp.split(values, np.cumsum(sizes)[:-1], axis=1)
+        energies = _apply(model)(params, species, pairs, vector, split, method="energies_from_filters")
         return jnp.sum(energies * scale.astype(energies.dtype))
 
     return MDForm(prepare, energy)

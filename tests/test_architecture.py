@@ -19,6 +19,7 @@ ORDER = (
     "tabulate",
     "models.basis",
     "models.edges",
+    "models.messages",
     "models.schnet",
     "models.nequip",
     "models.gemnet",
@@ -37,7 +38,7 @@ ORDER = (
     "stable",
     "evaluate",
 )
-SHARED_BY_MODELS = ("models.basis", "models.edges")
+SHARED_BY_MODELS = ("models.basis", "models.edges", "models.messages")
 
 
 def module_name(path):

@@ -12,9 +12,15 @@ LOG_2 = 0.6931471824645996
 """log 2 rounded to float32, as trained SchNet weights assume it in every precision."""
 
 
+@jax.custom_jvp
 def shifted_softplus(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """log(1 + e^x) − log 2: SchNet's activation (Schütt et al. 2018), 0 at 0."""
-    return jax.nn.softplus(x) - LOG_2
+    return jnp.maximum(x, 0) + jnp.log(1 + jnp.exp(-jnp.abs(x))) - LOG_2
+
+
+@shifted_softplus.defjvp
+def _shifted_softplus_jvp(primals, tangents):
+    return shifted_softplus(*primals), jax.nn.sigmoid(primals[0]) * tangents[0]
 
 
 def equal_centres(num: int, *, cutoff: float) -> tuple[float, ...]:

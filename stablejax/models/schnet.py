@@ -10,7 +10,7 @@ import numpy as np
 from flax import linen as nn
 
 from stablejax.geometry import Pairs, safe_norm
-from stablejax.models import basis
+from stablejax.models import basis, messages
 from stablejax.types import Array, Float, Params, Species
 
 
@@ -64,15 +64,10 @@ class SchNet(nn.Module):
         """Atom energies, eV, from the filters of each pair; directions do not count."""
         del vector
         feature = self.embedding(species).astype(filters[0].dtype)
+        sum_over_neighbours = messages.neighbour_sum(pairs, len(species))
         for block in range(self.num_blocks):
             sent = self.convolution_in[block](feature)
-            message: Array = (
-                jnp.zeros_like(sent)
-                .at[pairs.first]
-                .add(sent[pairs.second] * filters[block])
-                .at[pairs.second]
-                .add(sent[pairs.first] * filters[block])
-            )
+            message = sum_over_neighbours(filters[block], sent)
             message = basis.shifted_softplus(self.convolution_out[block](message))
             feature = feature + self.update[block](message)
         return self.readout_out(basis.shifted_softplus(self.readout_in(feature)))[:, 0]
