@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from stablejax.models.gemnet import GemNetT
     from stablejax.models.nequip import NequIP
     from stablejax.models.schnet import SchNet
-    from stablejax.potential import bind, energy_and_forces, exact_form, tabulated_form
+    from stablejax.potential import bind, energy_and_forces, exact_form, listed_form, tabulated_form
     from stablejax.pretrain import pretraining
     from stablejax.stable import stable_training
 
@@ -27,6 +27,7 @@ __all__ = [
     "energy_and_forces",
     "exact_form",
     "expectation",
+    "listed_form",
     "localised",
     "observable_loss",
     "pretraining",
@@ -43,6 +44,7 @@ _MODULES = {
     "energy_and_force_loss": "losses",
     "energy_and_forces": "potential",
     "exact_form": "potential",
+    "listed_form": "potential",
     "observable_loss": "losses",
     "pretraining": "pretrain",
     "stable_training": "stable",

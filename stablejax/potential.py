@@ -11,7 +11,7 @@ import numpy as np
 from flax import linen as nn
 
 from stablejax import tabulate
-from stablejax.geometry import Pairs, all_pairs, check_cell, pair_vectors, safe_norm
+from stablejax.geometry import Pairs, all_pairs, check_cell, pair_distances, pair_vectors, safe_norm
 from stablejax.types import Array, AtomEnergyFn, EnergyFn, Float, Key, Params, Position, Species
 
 
@@ -99,7 +99,7 @@ def tabulated_form(
     species, pairs, cell = _system(model, species, cell)
     scale = np.asarray(scale)
 
-    def filters(params: Params, distance) -> list[Array]:
+    def filters(params: Params, distance) -> Any:
         return _apply(model)(params, distance, method="filters")
 
     def prepare(params: Params):
@@ -116,6 +116,46 @@ def tabulated_form(
         return jnp.sum(energies * scale.astype(energies.dtype))
 
     return MDForm(prepare, energy)
+
+
+def listed_form(
+    model: nn.Module,
+    species: Species,
+    *,
+    num_pairs: int,
+    cell: Float[np.ndarray, "3 3"] | None = None,
+    scale: float | Float[np.ndarray, " atom"] = 1.0,
+) -> MDForm:
+    """The potential itself over the pairs within the cutoff, which are found anew at every step.
+
+    Worth it where far more pairs are beyond the cutoff than within. All distances are computed, so it is for up to some
+    thousand atoms.
+
+    Args:
+      model: as for `bind`.
+      species: atomic numbers.
+      num_pairs: places for pairs. Where there are more pairs within the cutoff, energy and forces are not a number.
+      cell: see `bind`.
+      scale: see `bind`.
+
+    Raises:
+      ValueError: no place for any pair.
+    """
+    if num_pairs < 1:
+        raise ValueError(f"`listed_form`: `num_pairs` must be at least 1, got {num_pairs}.")
+    potential = bind(model, species, cell=cell, scale=scale)
+    species, every_pair, cell = _system(model, species, cell)
+    num_atoms = len(species)
+
+    def energy(params, position: Position) -> Float[Array, ""]:
+        is_near = pair_distances(position, every_pair, cell) < model.cutoff
+        (index,) = jnp.nonzero(is_near, size=num_pairs, fill_value=len(is_near))
+        take = lambda atom: jnp.asarray(atom).at[index].get(mode="fill", fill_value=num_atoms)  # noqa: E731
+        fits = jnp.sum(is_near) <= num_pairs
+        # As a factor, so that forces are not a number either.
+        return potential.energy(params, position, Pairs(*map(take, every_pair))) * jnp.where(fits, 1.0, jnp.nan)
+
+    return MDForm(prepare=lambda params: params, energy=energy)
 
 
 def energy_and_forces(

@@ -23,7 +23,7 @@ class Neighbours(NamedTuple):
 
 
 def find_neighbours(pairs: Pairs, num_atoms: int) -> Neighbours | None:
-    """The neighbours; None where pairs are padded or not known before the program runs, or atoms have unlike numbers."""
+    """The neighbours; None for pairs that are padded or not known before the program runs, or uneven between atoms."""
     if not (isinstance(pairs.first, np.ndarray) and isinstance(pairs.second, np.ndarray)):
         return None
     target = np.concatenate([pairs.first, pairs.second])
@@ -41,7 +41,6 @@ def neighbour_sum(pairs: Pairs, num_atoms: int) -> NeighbourSum:
     Where pairs are known before the program runs and each atom has as many, as in a molecule with all its pairs, the
     sum and its gradient gather; adding to each atom in turn takes twice as long on a CPU.
     """
-
     neighbours = find_neighbours(pairs, num_atoms)
     mode = "promise_in_bounds" if neighbours else "drop"
 

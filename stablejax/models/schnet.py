@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 

@@ -1,0 +1,248 @@
+"""Molecular dynamics in three ways, for `md_throughput`: this library's, the plain idiom in JAX, and PyTorch Geometric.
+
+Each takes a `Task` and gives a function that goes on for so many steps of every replica and returns when they are done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+TEMPERATURE_K, TIMESTEP_FS, DAMPING_TIME_FS = 500.0, 0.5, 16.7
+MATRIX, NUM_PRODUCTS = 1024, 10
+SPARE_PAIRS = 1.3
+"""Places for pairs, against those within the cutoff at the start."""
+
+Runner = Callable[[int], int]  # number of steps -> replica-steps that were taken
+
+
+class Task(NamedTuple):
+    """What is simulated, as NumPy arrays that processes can hand to each other."""
+
+    model: str  # name that `benchmarks.models.build_model` knows
+    params: Any
+    species: np.ndarray
+    position: np.ndarray  # [replica, atom, 3], Å
+    cell: np.ndarray | None
+    num_near: int  # pairs within the cutoff, of the replica that has most
+    scale: float  # eV that 1 of the model stands for
+    is_tabulated: bool
+
+
+def md_form(task: Task):
+    """The form of the potential that the library would run."""
+    from experiments.benchmarks.models import build_model
+    from stablejax import listed_form, tabulated_form
+
+    model = build_model(task.model, task.species)
+    if task.is_tabulated:
+        return tabulated_form(model, task.species, cell=task.cell, scale=task.scale)
+    num_pairs = int(SPARE_PAIRS * task.num_near)
+    return listed_form(model, task.species, num_pairs=num_pairs, cell=task.cell, scale=task.scale)
+
+
+def integrator(form, species: np.ndarray):
+    """Nosé–Hoover chain, as in the paper."""
+    from ase.data import atomic_masses
+
+    from stablejax import dynamics, units
+
+    return dynamics.nose_hoover(
+        form.energy,
+        atomic_masses[species].astype(np.float32),
+        kT=units.thermal_energy(TEMPERATURE_K),
+        timestep=TIMESTEP_FS * units.FEMTOSECOND,
+        damping_time=DAMPING_TIME_FS * units.FEMTOSECOND,
+    )
+
+
+def fast(task: Task) -> Runner:
+    """The library: tables or short lists, stability and finiteness looked at after every step, all devices."""
+    import jax
+    import jax.numpy as jnp
+
+    from stablejax import dynamics
+    from stablejax.geometry import all_pairs, pair_distances
+
+    form = md_form(task)
+    engine = integrator(form, task.species)
+    num_replicas = len(task.position)
+    mesh = dynamics.replica_mesh(jax.devices()[: np.gcd(num_replicas, len(jax.devices()))])
+    batch_size = 1 if jax.default_backend() == "cpu" else None
+    mapped = partial(dynamics.map_replicas, batch_size=batch_size, mesh=mesh)
+    start = mapped(lambda prepared, one: dynamics.init_replica(engine, one[0], prepared, one[1]))
+
+    def criterion(position):
+        return jnp.max(pair_distances(position, all_pairs(len(task.species)), task.cell)) - 1e3
+
+    @jax.jit
+    def run(prepared, replicas, num_steps):
+        advance = lambda shared, one: dynamics.advance(engine, criterion, shared, one, one.step + num_steps)  # noqa: E731
+        return mapped(advance)(prepared, replicas)
+
+    prepared = jax.jit(form.prepare)(task.params)
+    keys = jax.random.split(jax.random.key(0), num_replicas)
+    state = [jax.jit(start)(prepared, (keys, jnp.asarray(task.position, jnp.float32)))]
+
+    def runner(num_steps: int) -> int:
+        before = int(state[0].step.sum())
+        state[0] = run(prepared, state[0], num_steps)
+        return int(state[0].step.sum()) - before
+
+    return runner
+
+
+def plain(task: Task) -> Runner:
+    """What one would write with jax-md: the model itself, one `vmap`, its Nosé–Hoover chain, no look at stability.
+
+    In a periodic cell the pairs are those within the cutoff at the start, which flatters it.
+    """
+    import jax
+    import jax.numpy as jnp
+    from ase.data import atomic_masses
+    from jax_md import simulate, space
+
+    from experiments.benchmarks.models import Case, build_model, near_pairs
+    from stablejax import bind, units
+
+    model = build_model(task.model, task.species)
+    potential = bind(model, task.species, cell=task.cell, scale=task.scale)
+    pairs = None
+    if task.cell is not None:
+        pairs = jax.tree.map(lambda leaf: leaf[0], near_pairs(Case(task.species, task.position, task.cell), 5.5))
+    _, shift_fn = space.free()
+    init, step = simulate.nvt_nose_hoover(
+        lambda position, **_: potential.energy(task.params, position, pairs),
+        shift_fn,
+        dt=TIMESTEP_FS * units.FEMTOSECOND,
+        kT=units.thermal_energy(TEMPERATURE_K),
+    )
+    mass = jnp.asarray(atomic_masses[task.species], jnp.float32)
+    keys = jax.random.split(jax.random.key(0), len(task.position))
+    state = [jax.jit(jax.vmap(partial(init, mass=mass)))(keys, jnp.asarray(task.position, jnp.float32))]
+    run = jax.jit(lambda state, num_steps: jax.lax.fori_loop(0, num_steps, lambda _, s: jax.vmap(step)(s), state))
+
+    def runner(num_steps: int) -> int:
+        state[0] = jax.block_until_ready(run(state[0], num_steps))
+        return num_steps * len(task.position)
+
+    return runner
+
+
+def pyg(task: Task) -> Runner:
+    """PyTorch Geometric's SchNet, forces by autograd, replicas in one batch, a Nosé–Hoover thermostat each."""
+    import torch
+    from ase.data import atomic_masses
+
+    from stablejax import units
+
+    forces = torch_forces(task)
+    num_replicas, num_atoms, _ = task.position.shape
+    kT, dt = units.thermal_energy(TEMPERATURE_K), TIMESTEP_FS * units.FEMTOSECOND
+    rate = 1 / (DAMPING_TIME_FS * units.FEMTOSECOND) ** 2
+    mass = torch.tensor(atomic_masses[task.species], dtype=torch.float32)[None, :, None]
+    position = torch.tensor(task.position, dtype=torch.float32)
+    velocity = torch.randn(position.shape, generator=torch.Generator().manual_seed(0)) * (kT / mass).sqrt()
+    friction = torch.zeros(num_replicas, 1, 1)
+    force = forces(position)
+
+    def thermostat(velocity, friction):
+        kinetic = (mass * velocity**2).sum((1, 2), keepdim=True)
+        return friction + 0.5 * dt * rate * (kinetic / (kT * (3 * num_atoms - 6)) - 1)
+
+    def runner(num_steps: int) -> int:
+        nonlocal position, velocity, friction, force
+        for _ in range(num_steps):
+            friction = thermostat(velocity, friction)
+            velocity = velocity * torch.exp(-0.5 * dt * friction) + 0.5 * dt * force / mass
+            position = position + dt * velocity
+            force = forces(position)
+            velocity = (velocity + 0.5 * dt * force / mass) * torch.exp(-0.5 * dt * friction)
+            friction = thermostat(velocity, friction)
+        if not bool(torch.isfinite(position).all()):
+            raise ValueError("PyTorch's dynamics left the finite numbers.")
+        return num_steps * num_replicas
+
+    return runner
+
+
+def torch_forces(task: Task) -> Callable:
+    """`position[replica, atom, 3] -> forces` of PyTorch Geometric's SchNet with the same weights."""
+    import torch
+    from torch_geometric.nn.models import SchNet
+
+    num_replicas, num_atoms, _ = task.position.shape
+    first, second = np.nonzero(~np.eye(num_atoms, dtype=bool))
+    offset = num_atoms * np.arange(num_replicas)[:, None]
+    edge = torch.tensor(np.stack([(first + offset).reshape(-1), (second + offset).reshape(-1)]))
+
+    def graph(position, _):
+        distance = (position[edge[0]] - position[edge[1]]).norm(dim=-1)
+        is_near = distance < cutoff
+        return edge[:, is_near], distance[is_near]
+
+    cutoff = 5.0
+    model = SchNet(
+        hidden_channels=64,
+        num_filters=64,
+        num_interactions=6,
+        num_gaussians=25,
+        cutoff=cutoff,
+        interaction_graph=graph,
+    )
+    weights = {name: torch.tensor(array) for name, array in to_torch(task.params).items()}
+    model.load_state_dict(weights, strict=False)
+    model.requires_grad_(False)
+    number = torch.tensor(np.tile(task.species, num_replicas).astype(np.int64))
+    batch = torch.arange(num_replicas).repeat_interleave(num_atoms)
+
+    def forces(position):
+        flat = position.reshape(-1, 3).detach().requires_grad_(True)
+        energy = task.scale * model(number, flat, batch).sum()
+        return -torch.autograd.grad(energy, flat)[0].reshape(position.shape)
+
+    return forces
+
+
+def to_torch(params) -> dict[str, np.ndarray]:
+    """Our SchNet's parameters under the names of PyTorch Geometric."""
+    tree = params["params"]
+    places = [("readout_in", "lin1"), ("readout_out", "lin2")]
+    for block in range(sum(name.startswith("update_") for name in tree)):
+        prefix = f"interactions.{block}"
+        places += [
+            (f"filter_in_{block}", f"{prefix}.mlp.0"),
+            (f"filter_in_{block}", f"{prefix}.conv.nn.0"),  # its other name
+            (f"filter_out_{block}", f"{prefix}.mlp.2"),
+            (f"filter_out_{block}", f"{prefix}.conv.nn.2"),
+            (f"convolution_in_{block}", f"{prefix}.conv.lin1"),
+            (f"convolution_out_{block}", f"{prefix}.conv.lin2"),
+            (f"update_{block}", f"{prefix}.lin"),
+        ]
+    named = {"embedding.weight": tree["embedding"]["embedding"]}
+    for ours, theirs in places:
+        named[f"{theirs}.weight"] = tree[ours]["kernel"].T
+        if "bias" in tree[ours]:
+            named[f"{theirs}.bias"] = tree[ours]["bias"]
+    return {name: np.array(array) for name, array in named.items()}
+
+
+def matrix(_: Task) -> Runner:
+    """Products of float32 matrices of 1,024 on all cores: the rate that the floor is measured against."""
+    import jax
+    import jax.numpy as jnp
+
+    start = jnp.full((MATRIX, MATRIX), 1 / MATRIX)
+    run = jax.jit(lambda n: jax.lax.fori_loop(0, n * NUM_PRODUCTS, lambda _, x: x @ start, start))
+
+    def runner(num_steps: int) -> int:
+        jax.block_until_ready(run(num_steps))
+        return num_steps
+
+    return runner
+
+
+METHODS: dict[str, Callable[[Task], Runner]] = {"fast": fast, "plain": plain, "pyg": pyg, "matrix": matrix}
