@@ -9,14 +9,17 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments import processes
+
 
 def save(path: Path, tree: Any) -> None:
-    """Write a pytree of arrays (PRNG keys included)."""
+    """Write a pytree of arrays (PRNG keys included). All processes have to call it; the first one writes."""
+    leaves = jax.tree_util.tree_leaves_with_path(processes.to_host(tree))
+    if not processes.is_first():
+        return
+    arrays: dict[str, Any] = {_name(key): leaf for key, leaf in leaves}
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
-        arrays: dict[str, Any] = {
-            _name(key): _to_numpy(leaf) for key, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        }
         np.savez(file, **arrays)
     os.replace(partial, path)
 
@@ -46,10 +49,6 @@ def _name(key) -> str:
 
 def _is_key(leaf) -> bool:
     return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _to_numpy(leaf) -> np.ndarray:
-    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
 def _from_numpy(path, name, array, like):

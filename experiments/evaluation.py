@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from ml_collections import ConfigDict
 
-from experiments import systems
+from experiments import processes, systems
 from experiments.progress import Progress
 from experiments.systems import System
 from stablejax import dynamics, losses, units
@@ -98,7 +98,7 @@ def run_evaluation(config: ConfigDict, system: System, looks: Looks, params: Par
     chunks: list[Seen] = []
     for chunk in range(num_chunks):
         replicas, seen = looks.look(prepared, replicas)
-        chunks.append(jax.tree.map(lambda x: np.asarray(x, np.float64), seen))
+        chunks.append(jax.tree.map(lambda x: x.astype(np.float64), processes.to_host(seen)))
         fraction = float(replicas.is_frozen.mean())
         progress.update(
             f"{(chunk + 1) * settings.chunk_ps:g}/{settings.horizon_ps:g} ps, {100 * fraction:.0f} % unstable",
@@ -116,10 +116,11 @@ def run_evaluation(config: ConfigDict, system: System, looks: Looks, params: Par
         )
     structure = jax.tree.map(lambda *parts: sum(parts) / num_frames, *(seen.total for seen in chunks))
     errors = label_errors(system, params, system.split.test)
+    step, is_unstable, is_finite = processes.to_host((replicas.step, replicas.is_unstable, replicas.is_finite))
     return Evaluation(
-        first_passage_ps=np.asarray(replicas.step) * config.md.timestep_fs / 1000,
-        is_unstable=np.asarray(replicas.is_unstable),
-        is_finite=np.asarray(replicas.is_finite),
+        first_passage_ps=step * config.md.timestep_fs / 1000,
+        is_unstable=is_unstable,
+        is_finite=is_finite,
         num_frames=np.asarray(num_frames),
         temperature_K=np.asarray(structure.pop("temperature") / units.BOLTZMANN_EV_PER_K),
         structure=structure,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import checkpoints, evaluation, report, runtime, systems, training
+from experiments import checkpoints, evaluation, processes, report, runtime, systems, training
 from experiments.evaluation import Evaluation
 from experiments.progress import Progress
 from experiments.systems import System
@@ -23,7 +23,7 @@ def run(config: ConfigDict, build: Callable[[ConfigDict], System]) -> dict:
     run_dir = Path(config.run_dir or f"runs/{config.name}_seed{config.seed}")
     system = build(config)
     _claim(run_dir, config)
-    progress = Progress(run_dir / "metrics.jsonl")
+    progress = Progress(run_dir / "metrics.jsonl", is_silent=not processes.is_first())
     split = system.split
     progress.say(
         f"{config.name}: {len(system.dataset.species)} atoms; {len(split.train)} training, {len(split.validation)} "
@@ -37,6 +37,8 @@ def run(config: ConfigDict, build: Callable[[ConfigDict], System]) -> dict:
 
     reference_vacf = evaluation.reference_vacf(config, system)
     record = report.make_record(config, system, before, after, reference_vacf, wall_s)
+    if not processes.is_first():
+        return record
     (run_dir / "record.json").write_text(json.dumps(record, indent=1) + "\n")
     page = report.write_page(run_dir, config, system, record, before, after, course, reference_vacf)
     for line in report.summary(record):
@@ -66,9 +68,9 @@ def _claim(run_dir: Path, config: ConfigDict) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     path = run_dir / "config.json"
     mine = json.loads(config.to_json_best_effort())
-    for name in ("run_dir", "host_devices"):
+    for name in ("run_dir", "host_devices", "cluster"):
         mine.pop(name)
-    if path.exists() and (run_dir / "pretrained.npz").exists():
+    if processes.agree(path.exists() and (run_dir / "pretrained.npz").exists()):
         theirs = json.loads(path.read_text())["config"]
         if theirs != mine:
             changed = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
@@ -77,11 +79,12 @@ def _claim(run_dir: Path, config: ConfigDict) -> None:
                 "choose another directory with --config.run_dir, or remove this one."
             )
         return
-    path.write_text(json.dumps({"config": mine} | runtime.about(), indent=1) + "\n")
+    if processes.is_first():
+        path.write_text(json.dumps({"config": mine} | runtime.about(), indent=1) + "\n")
 
 
 def _cached(path: Path, make: Callable, like):
-    if path.exists():
+    if processes.agree(path.exists()):
         return checkpoints.load(path, like)
     made = make()
     checkpoints.save(path, made)
@@ -91,7 +94,7 @@ def _cached(path: Path, make: Callable, like):
 def _evaluate(run_dir, phase: str, config, system, looks, params, progress: Progress) -> Evaluation:
     progress.stage(f"evaluation {phase}")
     path = run_dir / f"evaluation_{phase}.npz"
-    if path.exists():
+    if processes.agree(path.exists()):
         with np.load(path) as file:
             arrays = dict(file)
         structure = {name.partition("/")[2]: arrays.pop(name) for name in list(arrays) if name.startswith("structure/")}
@@ -105,7 +108,7 @@ def _stabilise(run_dir: Path, config, system, params, progress: Progress):
     """StABlE training; its state and course are saved after every step."""
     state_path, tracker_path = run_dir / "stable_state.npz", run_dir / "stable_course.json"
     start = partial(training.init_stable, config, system, params)
-    if state_path.exists() and tracker_path.exists():
+    if processes.agree(state_path.exists() and tracker_path.exists()):
         state = checkpoints.load(state_path, like=jax.eval_shape(start))
         # The course is written before the state: an entry more means that the last step has to be done again.
         tracker = json.loads(tracker_path.read_text())[: int(state.num_calls)]
@@ -113,7 +116,8 @@ def _stabilise(run_dir: Path, config, system, params, progress: Progress):
         state, tracker = start(), []
 
     def save(state, tracker):
-        tracker_path.write_text(json.dumps(tracker))
+        if processes.is_first():
+            tracker_path.write_text(json.dumps(tracker))
         checkpoints.save(state_path, state)
 
     state = training.run_stable(config, system, state, tracker, save, progress)
@@ -127,5 +131,6 @@ def _add_wall(run_dir: Path, stage_wall_s: dict[str, float]) -> dict[str, float]
     total = json.loads(path.read_text()) if path.exists() else {}
     for stage, seconds in stage_wall_s.items():
         total[stage] = total.get(stage, 0.0) + seconds
-    path.write_text(json.dumps(total) + "\n")
+    if processes.is_first():
+        path.write_text(json.dumps(total) + "\n")
     return total

@@ -10,12 +10,23 @@ from typing import TextIO
 
 
 class Progress:
-    """Prints a line per update, rewritten in place on a terminal, and appends every update to a JSON-lines file."""
+    """Prints a line per update, rewritten in place on a terminal, and appends every update to a JSON-lines file.
 
-    def __init__(self, metrics_path: Path, stream: TextIO = sys.stdout, seconds_between_lines: float = 10.0):
+    A silent one keeps the time only.
+    """
+
+    def __init__(
+        self,
+        metrics_path: Path,
+        stream: TextIO = sys.stdout,
+        seconds_between_lines: float = 10.0,
+        *,
+        is_silent: bool = False,
+    ):
         self._metrics_path = metrics_path
         self._stream = stream
         self._is_terminal = stream.isatty()
+        self._is_silent = is_silent
         self._seconds_between_lines = seconds_between_lines
         self._begun = time.monotonic()
         self._stage_begun = self._begun
@@ -36,6 +47,8 @@ class Progress:
           fraction_done: 0 to 1, from which the time left of this stage is guessed.
           metrics: numbers by name.
         """
+        if self._is_silent:
+            return
         now = time.monotonic()
         elapsed = now - self._stage_begun
         entry = {"stage": self._stage, "wall_s": round(now - self._begun, 2), "fraction_done": round(fraction_done, 4)}
@@ -63,10 +76,12 @@ class Progress:
             return
         spent = time.monotonic() - self._stage_begun
         self.stage_wall_s[self._stage] = self.stage_wall_s.get(self._stage, 0.0) + spent
-        if self._is_terminal:
+        if self._is_terminal and not self._is_silent:
             self._stream.write("\n")
 
     def _write(self, line: str, *, is_final: bool) -> None:
+        if self._is_silent:
+            return
         self._stream.write(f"\r\033[K{line}" if self._is_terminal else line)
         if is_final:
             self._stream.write("\n")

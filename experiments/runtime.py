@@ -15,6 +15,8 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from experiments import processes
+
 PACKAGES = ("jax", "jaxlib", "jax-md", "flax", "optax", "numpy", "scipy")
 
 ENVIRONMENT = ("XLA_FLAGS", "GLIBC_TUNABLES")
@@ -29,10 +31,11 @@ def main(config: ConfigDict, build: Callable) -> None:
       build: `config -> systems.System`.
     """
     configure(host_devices=config.host_devices)
-    # Not before: jax-md starts the backend when it is imported, and the number of devices is fixed then.
-    from experiments import pipeline
-
     try:
+        processes.join(config.cluster)
+        # Not before: jax-md starts the backend when it is imported, and the number of devices is fixed then.
+        from experiments import pipeline
+
         pipeline.run(config, build)
     except ValueError as error:
         sys.exit(f"error: {error}")

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.flatten_util import ravel_pytree
 
 from stablejax.reweighting import sample_energies
 from stablejax.types import Array, Float, Int
@@ -69,20 +70,31 @@ class Estimator(NamedTuple):
         return jax.ops.segment_sum(per_sample, ensemble.state, num_segments=len(self.kT))
 
     def moments(self, samples, ensemble):
-        def deviations(mean):
+        """Over all samples, those of other devices included, in one all-reduce."""
+        counts = ensemble.weight
+        sums = self.by_state(ensemble, counts, jnp.ones_like(counts)), self.by_state(ensemble, counts, counts)
+
+        def mean_deviation(mean):
             def one(samples, ensemble):
                 parts = self._deviations(samples, ensemble, mean)
                 return jax.tree.map(lambda g: self.by_state(ensemble, ensemble.weight, g), parts)
 
-            return jax.tree.map(lambda g: g / _like(weight, g), self.total(self.sum(one, samples, ensemble)))
+            safe = jnp.where(sums[0] > 0, sums[0], 1)  # a device may have no sample that counts
+            return jax.tree.map(lambda g: g / _like(safe, g), self.sum(one, samples, ensemble))
 
-        counts = ensemble.weight
-        sums = self.by_state(ensemble, counts, jnp.ones_like(counts)), self.by_state(ensemble, counts, counts)
-        weight, squares = self.total(sums)
         shape = jax.eval_shape(self.observables, samples)
         zero = jax.tree.map(lambda g: jnp.zeros((len(self.kT), *g.shape[2:]), g.dtype), shape)
-        mean = deviations(zero)
-        return lax.stop_gradient(Moments(mean, deviations(mean), weight, 1 - squares / weight**2))
+        mean = mean_deviation(zero)
+        residual = mean_deviation(mean)
+        if self.axis_name is None:
+            weight, squares = sums
+            mean, residual = (jax.tree.map(lambda g: _nan_where(weight == 0, g), x) for x in (mean, residual))
+        else:
+            parts = jax.tree.map(lambda g, rest: _like(sums[0], g) * (g + rest), mean, residual)
+            vector, split = ravel_pytree((*sums, parts))
+            weight, squares, parts = split(lax.psum(vector, self.axis_name))
+            mean, residual = jax.tree.map(lambda g: g / _like(weight, g), parts), zero
+        return lax.stop_gradient(Moments(mean, residual, weight, 1 - squares / weight**2))
 
     def _deviations(self, samples, ensemble, mean):
         """Deviations g − ḡ of what counts, 0 of the rest."""
@@ -272,6 +284,10 @@ def _stand_in(samples, weight):
     is_counted = jnp.any(weight > 0, axis=1)
     index = jnp.where(is_counted, jnp.arange(len(weight)), jnp.argmax(is_counted))
     return jax.tree.map(lambda leaf: leaf[index], samples)
+
+
+def _nan_where(is_empty, array):
+    return jnp.where(_like(is_empty, array), jnp.nan, array)
 
 
 def _like(factor, array):

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny as tiny_config
 
 from experiments import checkpoints, pipeline, progress, runtime, training
 from experiments.aspirin import build
@@ -23,22 +24,8 @@ from stablejax.dynamics import Replica
 
 
 def tiny(run_dir):
-    config = aspirin_config.get_config()
+    config = tiny_config.get_config()
     config.run_dir = str(run_dir)
-    config.data.num_train = config.data.num_validation = 4
-    config.data.num_test = 8
-    config.model.num_features = config.model.num_filters = 8
-    config.model.num_blocks = 1
-    config.pretrain.num_steps = 20
-    config.pretrain.steps_per_validation = 10
-    config.md.table_intervals = 128
-    config.observable.width_A, config.observable.smearing_A = 0.1, 0.1
-    config.stable.num_replicas = 4
-    config.stable.steps_per_epoch, config.stable.steps_per_frame = 20, 10
-    config.stable.num_cycles, config.stable.max_epochs = 2, 2
-    config.evaluate.num_replicas = 4
-    config.evaluate.horizon_ps, config.evaluate.chunk_ps = 0.04, 0.02
-    config.evaluate.vacf_window_fs = 10.0
     return config
 
 

@@ -13,6 +13,11 @@ def get_config() -> ConfigDict:
     config.run_dir = ""  # where results go; empty: runs/NAME_seedSEED. A run that was interrupted there is resumed
     config.host_devices = 0  # CPU devices for replicas; 0: one per core
 
+    cluster = config.cluster = ConfigDict()  # several processes that run one experiment, with a folder in common
+    cluster.num_processes = 1
+    cluster.process = 0  # number of this one
+    cluster.coordinator = ""  # host:port of process 0, where they meet
+
     data = config.data = ConfigDict()
     data.path = config_dict.required_placeholder(str)  # .npz (MD17 style) or .xyz
     data.energy_unit = config_dict.required_placeholder(str)  # eV, kcal/mol or hartree

@@ -1,0 +1,57 @@
+"""Runs of several processes: all compute the same program, the first one writes files and speaks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+
+def join(settings: ConfigDict) -> None:
+    """Become one of `settings.num_processes`; nothing where there is one. Before JAX computes anything.
+
+    Raises:
+      ValueError: a process number without a place, or no address to meet at.
+    """
+    number, count = settings.process, settings.num_processes
+    if not 0 <= number < max(count, 1):
+        raise ValueError(
+            f"config.cluster.process has to be one of 0 to {max(count, 1) - 1}, got {number}: "
+            "give each of config.cluster.num_processes its own."
+        )
+    if count <= 1:
+        return
+    if not settings.coordinator:
+        raise ValueError(
+            f"config.cluster.num_processes = {count} needs config.cluster.coordinator, host:port of process 0."
+        )
+    jax.distributed.initialize(settings.coordinator, num_processes=count, process_id=number)
+
+
+def is_first() -> bool:
+    """Whether this process writes files and speaks."""
+    return jax.process_index() == 0
+
+
+def agree(fact: bool) -> bool:
+    """What the first process found, so that all take the same way."""
+    if jax.process_count() == 1:
+        return fact
+    return bool(multihost_utils.broadcast_one_to_all(np.array(fact)))
+
+
+def to_host(tree: Any) -> Any:
+    """Arrays of all processes as NumPy arrays, whole in each. All processes have to call it."""
+    if jax.process_count() > 1:
+        everywhere = NamedSharding(Mesh(np.array(jax.devices()), ("device",)), PartitionSpec())
+        tree = jax.jit(lambda x: x, out_shardings=everywhere)(tree)
+    return jax.tree.map(_to_numpy, tree)
+
+
+def _to_numpy(leaf) -> np.ndarray:
+    is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
