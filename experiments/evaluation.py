@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 from jax import lax
 from ml_collections import ConfigDict
 
-from experiments import processes, systems
+from experiments import memory, processes, systems
 from experiments.progress import Progress
 from experiments.systems import System
 from stablejax import dynamics, losses, units
@@ -71,9 +72,11 @@ def build_evaluation(config: ConfigDict, system: System) -> Looks:
         vacf = transport.velocity_autocorrelation(frame.velocity, system.mass, num_lags=_num_lags(config))
         return replica, Seen(jnp.sum(is_valid), total, jnp.all(is_valid), vacf)
 
-    @jax.jit
+    look_at_all = system.map_replicas(look_at_one, is_active=lambda replica: ~replica.is_frozen)
+
+    @partial(jax.jit, donate_argnames="replicas")
     def look(prepared, replicas):
-        replicas, seen = system.map_replicas(look_at_one)(prepared, replicas)
+        replicas, seen = look_at_all(prepared, replicas)
         total = jax.tree.map(lambda x: jnp.sum(x, axis=0), seen.total)
         return replicas, seen._replace(num_frames=jnp.sum(seen.num_frames), total=total)
 
@@ -95,6 +98,7 @@ def run_evaluation(config: ConfigDict, system: System, looks: Looks, params: Par
     num_chunks = _whole(settings.horizon_ps / settings.chunk_ps, "evaluate.horizon_ps")
     prepared = looks.prepare(params)
     replicas = looks.start(prepared)
+    memory.check("the evaluation", looks.look, (prepared, replicas), "lower config.evaluate.num_replicas or chunk_ps")
     chunks: list[Seen] = []
     for chunk in range(num_chunks):
         replicas, seen = looks.look(prepared, replicas)

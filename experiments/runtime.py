@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import platform
@@ -55,6 +56,18 @@ def configure(*, host_devices: int, has_threads: bool = False) -> None:
     if not has_threads:
         os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false " + os.environ.get("XLA_FLAGS", "")
     jax.config.update("jax_num_cpu_devices", host_devices or available_cores())
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
+
+
+def cache_folder() -> Path:
+    """Where compiled programs are kept for the next run; a folder of its own for each kind of processor.
+
+    `JAX_COMPILATION_CACHE_DIR` chooses another one.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    kind = hashlib.sha256(_cpu_features().encode()).hexdigest()[:12]
+    return base / "stablejax" / "xla" / kind
 
 
 def available_cores() -> int:
@@ -118,9 +131,18 @@ def _without_folder(argument: str) -> str:
 
 
 def _cpu_name() -> str:
+    return _cpu_entry("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_features() -> str:
+    """What code compiled for this processor may use."""
+    return f"{_cpu_name()} {_cpu_entry('flags')}"
+
+
+def _cpu_entry(name: str) -> str:
+    """What Linux says of the first core; nothing elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")

@@ -14,6 +14,7 @@ from flax import linen as nn
 from jax import lax
 from ml_collections import ConfigDict
 
+from experiments import memory
 from experiments.data import loaders
 from stablejax import dynamics, losses, potential, stability, units
 from stablejax.dynamics import Integrator, langevin, nose_hoover
@@ -35,7 +36,7 @@ class System(NamedTuple):
     md_form: MDForm
     mass: jax.Array  # [atom] amu
     qm_loss: Callable  # (params, Labelled) -> (L_QM, LabelErrors)
-    map_replicas: Callable[[Callable], Callable]  # see `dynamics.map_replicas`
+    map_replicas: Callable[..., Callable]  # see `dynamics.map_replicas`
     integrator: Integrator
     num_removed: int  # degrees of freedom that the integrator holds at rest
     train_criterion: Criterion
@@ -94,7 +95,9 @@ def molecule(config: ConfigDict, model: nn.Module) -> System:
         mass=mass,
         qm_loss=losses.energy_and_force_loss(bound.energy, **loss_weights),
         map_replicas=partial(
-            dynamics.map_replicas, batch_size=config.md.replica_batch or None, mesh=dynamics.replica_mesh()
+            dynamics.map_replicas,
+            batch_size=_replica_batch(config, md_form, bound, len(mass)),
+            mesh=dynamics.replica_mesh(),
         ),
         integrator=integrator,
         num_removed=num_removed,
@@ -157,6 +160,13 @@ def _integrator(config: ConfigDict, md_form: MDForm, mass: jax.Array) -> tuple[I
     if md.thermostat == "nose_hoover":
         return nose_hoover(md_form.energy, mass, damping_time=damping_time, **common), 6
     raise ValueError(f"config.md.thermostat has to be langevin or nose_hoover, got {md.thermostat!r}.")
+
+
+def _replica_batch(config: ConfigDict, md_form: MDForm, bound: Potential, num_atoms: int) -> int | None:
+    """Replicas side by side on a device; None: all of them."""
+    per_device = max(config.stable.num_replicas, config.evaluate.num_replicas) // jax.device_count()
+    batch = config.md.replica_batch or memory.replica_batch(md_form, bound, num_atoms, per_device)
+    return None if batch >= per_device > 1 else batch
 
 
 def _mean_over_frames(fn: Callable, position: np.ndarray) -> Any:

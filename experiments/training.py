@@ -12,7 +12,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from experiments import systems
+from experiments import memory, systems
 from experiments.progress import Progress
 from experiments.systems import System
 from stablejax import boltzmann, diagnostics, dynamics, losses, pretrain, refine, reweighting, stable, units
@@ -30,6 +30,9 @@ def run_pretraining(config: ConfigDict, system: System, progress: Progress) -> P
     train, validation = systems.labelled(system, system.split.train), systems.labelled(system, system.split.validation)
     state = init(system.potential.init(systems.key_for(config, "model")))
     rng = np.random.default_rng([config.seed, 0])
+    num_first = min(settings.num_steps, settings.steps_per_validation)
+    first = batches(np.random.default_rng(0), len(train.energy), num_first, settings.batch_size)
+    memory.check("pretraining", run, (state, train, first), "lower config.pretrain.batch_size")
     best_loss, best_params = np.inf, state.average_params
     for done in range(0, settings.num_steps, settings.steps_per_validation):
         num_steps = min(settings.steps_per_validation, settings.num_steps - done)
@@ -84,13 +87,14 @@ def _build_refinement(config: ConfigDict, system: System) -> refine.Refinement:
     settings, kT = config.stable, units.thermal_energy(config.md.temperature_K)
     mesh = dynamics.replica_mesh()
     _check_trust(settings, mesh.size)
+    chunk_size = settings.estimator_chunk or memory.estimator_chunk(system.potential, len(system.mass))
     shared = partial(jax.shard_map, mesh=mesh, check_vma=False)
     value_and_grad = boltzmann.boltzmann_value_and_grad(
         losses.observable_loss(system.reference, system.observable_weight),
         system.potential.energy,
         system.observable_fn,
         kT=kT,
-        chunk_size=settings.estimator_chunk,
+        chunk_size=chunk_size,
         axis_name=REPLICA_AXIS,
     )
 
@@ -103,7 +107,7 @@ def _build_refinement(config: ConfigDict, system: System) -> refine.Refinement:
         trust = diagnostics.gradient_trust(value_and_grad, num_blocks=settings.trust_blocks)
         return trust(params, position, block=replica % settings.trust_blocks, mask=mask).signal_to_noise
 
-    energies = reweighting.sample_energies(system.potential.energy, chunk_size=settings.estimator_chunk)
+    energies = reweighting.sample_energies(system.potential.energy, chunk_size=chunk_size)
     reuse = refine.Reuse(
         energies_fn=shared(energies, in_specs=(REPLICATED, SHARDED), out_specs=SHARDED),
         kT=kT,
@@ -160,7 +164,9 @@ def run_stable(
     """Cycles of simulation and learning, from where `state` and `tracker` stand; `save` is called after every step."""
     settings = config.stable
     training = build_stable_training(config, system)
-    simulate, learn = jax.jit(training.simulate), jax.jit(training.learn, static_argnames="num_rounds")
+    simulate = jax.jit(training.simulate, donate_argnames="state")
+    learn = jax.jit(training.learn, static_argnames="num_rounds", donate_argnames="state")
+    _check_memory(config, system, simulate, learn, state)
     ps_per_step = config.md.timestep_fs / 1000
     most_calls = settings.max_simulation_ps / (settings.steps_per_epoch * ps_per_step)
     simulated_ps = tracker[-1]["simulated_ps"] if tracker else 0.0
@@ -192,6 +198,14 @@ def run_stable(
             )
             break
     return state
+
+
+def _check_memory(config: ConfigDict, system: System, simulate, learn, state) -> None:
+    fewer = "lower config.stable.num_replicas or use more devices"
+    memory.check("a step of simulation", simulate, (state,), fewer)
+    smaller = "lower config.stable.estimator_chunk or config.stable.qm_batch_size, or "
+    frames = _static_batch(config, system, cycle=0, epoch=0)
+    memory.check("a step of learning", learn, (state, frames), smaller + fewer, num_rounds=1)
 
 
 def _num_rounds(settings: ConfigDict, last: dict) -> int:

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.flatten_util import ravel_pytree
 
+from stablejax.collective import like, mean_of_devices
 from stablejax.reweighting import sample_energies
 from stablejax.types import Array, Float, Int
 
@@ -72,7 +72,7 @@ class Estimator(NamedTuple):
     def moments(self, samples, ensemble):
         """Over all samples, those of other devices included, in one all-reduce."""
         counts = ensemble.weight
-        sums = self.by_state(ensemble, counts, jnp.ones_like(counts)), self.by_state(ensemble, counts, counts)
+        sums = self.by_state(ensemble, counts, jnp.oneslike(counts)), self.by_state(ensemble, counts, counts)
 
         def mean_deviation(mean):
             def one(samples, ensemble):
@@ -80,7 +80,7 @@ class Estimator(NamedTuple):
                 return jax.tree.map(lambda g: self.by_state(ensemble, ensemble.weight, g), parts)
 
             safe = jnp.where(sums[0] > 0, sums[0], 1)  # a device may have no sample that counts
-            return jax.tree.map(lambda g: g / _like(safe, g), self.sum(one, samples, ensemble))
+            return jax.tree.map(lambda g: g / like(safe, g), self.sum(one, samples, ensemble))
 
         shape = jax.eval_shape(self.observables, samples)
         zero = jax.tree.map(lambda g: jnp.zeros((len(self.kT), *g.shape[2:]), g.dtype), shape)
@@ -90,10 +90,7 @@ class Estimator(NamedTuple):
             weight, squares = sums
             mean, residual = (jax.tree.map(lambda g: _nan_where(weight == 0, g), x) for x in (mean, residual))
         else:
-            parts = jax.tree.map(lambda g, rest: _like(sums[0], g) * (g + rest), mean, residual)
-            vector, split = ravel_pytree((*sums, parts))
-            weight, squares, parts = split(lax.psum(vector, self.axis_name))
-            mean, residual = jax.tree.map(lambda g: g / _like(weight, g), parts), zero
+            weight, squares, mean, residual = mean_of_devices(*sums, mean, residual, axis_name=self.axis_name)
         return lax.stop_gradient(Moments(mean, residual, weight, 1 - squares / weight**2))
 
     def _deviations(self, samples, ensemble, mean):
@@ -101,7 +98,7 @@ class Estimator(NamedTuple):
         is_counted = ensemble.weight > 0
 
         def one(g, mean):
-            return jnp.where(_like(is_counted, g), g - mean[ensemble.state][:, None], 0)
+            return jnp.where(like(is_counted, g), g - mean[ensemble.state][:, None], 0)
 
         return jax.tree.map(one, self.observables(samples), mean)
 
@@ -112,7 +109,7 @@ class Estimator(NamedTuple):
 
         def one(deviation, residual):
             # A sum of weights that is not 0 would multiply the mean of ∂U/∂θ, far larger than its covariance.
-            return lax.stop_gradient(_like(weight, deviation) * (deviation - residual[ensemble.state][:, None]))
+            return lax.stop_gradient(like(weight, deviation) * (deviation - residual[ensemble.state][:, None]))
 
         return jax.tree.map(one, self._deviations(samples, ensemble, moments.mean), moments.residual)
 
@@ -287,12 +284,7 @@ def _stand_in(samples, weight):
 
 
 def _nan_where(is_empty, array):
-    return jnp.where(_like(is_empty, array), jnp.nan, array)
-
-
-def _like(factor, array):
-    """`factor` with axes of length 1 behind, to go with `array`."""
-    return factor.reshape(factor.shape + (1,) * (array.ndim - factor.ndim))
+    return jnp.where(like(is_empty, array), jnp.nan, array)
 
 
 def _is_concrete(array) -> bool:

@@ -80,7 +80,7 @@ def stable_training(
     max_unstable: float,
     min_unstable: float,
     freeze_above: float,
-    map_replicas: Callable[[Callable], Callable],
+    map_replicas: Callable[..., Callable],
 ) -> StableTraining:
     """Algorithm 1 as pure functions.
 
@@ -127,7 +127,8 @@ def stable_training(
     run_replicas = map_replicas(
         lambda prepared, replica: dynamics.advance(
             integrator, criterion, prepared, replica, replica.step + steps_per_epoch
-        )
+        ),
+        is_active=lambda replica: ~replica.is_frozen,
     )
     replay_replicas = map_replicas(
         lambda prepared, one: dynamics.advance(integrator, criterion, prepared, dynamics.restart(one[0]), one[1])

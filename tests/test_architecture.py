@@ -29,6 +29,7 @@ ORDER = (
     "observables.transport",
     "stability",
     "reweighting",
+    "collective",
     "covariance",
     "boltzmann",
     "diagnostics",

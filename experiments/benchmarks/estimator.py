@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import runtime
+from experiments import memory, runtime
 from experiments.benchmarks import records
-from experiments.benchmarks.timing import measure, peak_memory_bytes
+from experiments.benchmarks.timing import measure
 
 NUM_BINS = 500
 KT = 0.0431
@@ -108,7 +108,7 @@ def run(num_samples: list[int], chunk_size: int, repeats: int) -> list[dict]:
         for name, fn in compiled.items():
             where = {"method": name, "num_samples": count}
             rows.append({"metric": "time_s", "value": times[name], "unit": "s", **where})
-            rows.append({"metric": "peak_memory_bytes", "value": peak_memory_bytes(fn), "unit": "B", **where})
+            rows.append({"metric": "peak_memory_bytes", "value": memory.program_bytes(fn), "unit": "B", **where})
             if name in gradients and name != "boltzmann_grad":
                 difference = relative_difference(gradients["boltzmann_grad"], gradients[name])
                 rows.append({"metric": "relative_difference", "value": difference, "rival": name, "num_samples": count})

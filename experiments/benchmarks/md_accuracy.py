@@ -162,10 +162,10 @@ def main() -> None:
     """Run and write the record."""
     parser = records.parser(__doc__ or "")
     parser.add_argument("--replicas", type=int, default=64, help="of NVE and of first passage")
-    parser.add_argument("--force_replicas", type=int, default=8, help="whose every geometry is looked at")
+    parser.add_argument("--force_replicas", type=int, default=4, help="whose every geometry is looked at")
     parser.add_argument("--force_ps", type=float, default=10.0, help="of each of them at most")
     parser.add_argument("--nve_ps", type=float, default=1.0)
-    parser.add_argument("--horizon_ps", type=float, default=10.0, help="of first passage")
+    parser.add_argument("--horizon_ps", type=float, default=5.0, help="of first passage")
     given = parser.parse_args()
     runtime.configure(host_devices=0)
     records.keep(given, "benchmarks.md_accuracy", run(given))

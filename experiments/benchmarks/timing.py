@@ -21,9 +21,3 @@ def measure(fns: Mapping[str, Callable[..., Any]], arguments: tuple, repeats: in
             jax.block_until_ready(fn(*arguments))
             times[name].append(time.perf_counter() - begun)
     return {name: float(np.median(values)) for name, values in times.items()}
-
-
-def peak_memory_bytes(compiled: jax.stages.Compiled) -> int:
-    """What the program needs at its peak, as its compiler counts it, arguments and result included."""
-    memory: Any = compiled.memory_analysis()
-    return memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import runtime
+from experiments import memory, runtime
 from experiments.benchmarks import records
-from experiments.benchmarks.timing import measure, peak_memory_bytes
+from experiments.benchmarks.timing import measure
 
 KT, DEPTH = 0.4, 1.0
 STEPS_PER_FRAME = 10
@@ -89,7 +89,7 @@ def run(num_steps: list[int], num_replicas: int, num_estimates: int, repeats: in
             rows.append({"metric": "gradient_bias_standard_error", "value": spread / num_estimates**0.5, **where})
             rows.append({"metric": "gradient_spread", "value": spread, **where})
             rows.append({"metric": "time_s", "value": times[name], "unit": "s", **where})
-            rows.append({"metric": "peak_memory_bytes", "value": peak_memory_bytes(fn), "unit": "B", **where})
+            rows.append({"metric": "peak_memory_bytes", "value": memory.program_bytes(fn), "unit": "B", **where})
         records.show(rows, num_steps=steps)
     return rows
 

@@ -29,7 +29,6 @@ def get_config() -> ConfigDict:
     # As the data set was made, so that dynamics can be compared.
     config.md.thermostat = "langevin"
     config.md.damping_time_fs = 1000.0
-    config.md.replica_batch = 1
 
     # Pairs of one kind hide behind those of another in a single h(r).
     config.observable.by_element = True
@@ -39,7 +38,6 @@ def get_config() -> ConfigDict:
     config.observable.bond_weight = 3.0
 
     config.stable.num_replicas = 32
-    config.stable.estimator_chunk = 8
     config.stable.max_unstable = 0.5
     config.stable.num_cycles = 1
     config.stable.max_epochs = 14

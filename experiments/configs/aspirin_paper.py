@@ -29,7 +29,6 @@ def get_config() -> ConfigDict:
     config.md.timestep_fs = 0.5
     config.md.thermostat = "nose_hoover"
     config.md.damping_time_fs = 16.7  # the period of the paper's effective mass, 2000 cm⁻¹
-    config.md.replica_batch = 0
 
     stability = config.stability = ConfigDict()
     stability.train_threshold_A = 0.25  # largest bond length deviation in training

@@ -46,7 +46,7 @@ def get_config() -> ConfigDict:
     md.thermostat = "langevin"  # langevin or nose_hoover
     md.damping_time_fs = 1000.0  # langevin: 1/friction; nose_hoover: period of the thermostat
     md.table_intervals = 1024  # pieces of the tables that replace radial networks in MD; 0: exact networks
-    md.replica_batch = 1  # replicas side by side on a device; 1 suits a CPU, 0 (all) a GPU
+    md.replica_batch = 0  # replicas side by side on a device; 0: 1 on a CPU, as many as fit on an accelerator
 
     stable = config.stable = ConfigDict()
     stable.num_replicas = 128  # R
@@ -73,7 +73,7 @@ def get_config() -> ConfigDict:
     stable.plateau_factor = 0.2  # the rate falls by this when the observable loss stalls
     stable.plateau_patience = 10  # epochs without improvement
     stable.min_rate_scale = 0.04  # ends the learning phase: the rate has fallen by 25
-    stable.estimator_chunk = 32  # samples whose energies are differentiated together
+    stable.estimator_chunk = 0  # samples whose energies are differentiated together; 0: chosen from the memory
     stable.max_simulation_ps = 1000.0  # per replica and simulation phase: gives up looking for instability
 
     evaluate = config.evaluate = ConfigDict()

@@ -1,0 +1,62 @@
+"""Averages over the samples of many devices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.flatten_util import ravel_pytree
+
+from stablejax.types import Array, Float
+
+
+def mean_of_devices(
+    weight: Float[Array, " state"], squares: Float[Array, " state"], mean: Any, residual: Any, *, axis_name: str
+) -> tuple[Any, Any, Any, Any]:
+    """Moments of the samples of all devices from those of each, in one all-reduce.
+
+    Sums travel in two halves of the digits. Those of the upper halves are exact as long as devices are much alike, so
+    that what rounding leaves of the mean is known as well as on one device.
+    """
+
+    def halves_of_sum(mean, residual):
+        product, error = _exact_product(like(weight, mean), mean)
+        upper, lower = _halves(product)
+        return upper, lower + error + like(weight, mean) * residual
+
+    parts = jax.tree.map(halves_of_sum, mean, residual)
+    vector, split = ravel_pytree((_halves(weight), squares, parts))
+    (upper_weight, lower_weight), squares, parts = split(lax.psum(vector, axis_name))
+    weight = upper_weight + lower_weight
+    weight_error = (upper_weight - weight) + lower_weight
+
+    def mean_and_residual(upper, lower):
+        by_weight, by_error = like(weight, upper), like(weight_error, upper)
+        mean = (upper + lower) / by_weight
+        product, error = _exact_product(by_weight, mean)
+        return mean, ((upper - product) + (lower - error) - by_error * mean) / by_weight
+
+    moved = jax.tree.map(lambda _, halves: mean_and_residual(*halves), mean, parts)
+    mean, residual = jax.tree.transpose(jax.tree.structure(mean), jax.tree.structure((0, 0)), moved)
+    return weight, squares, mean, residual
+
+
+def _halves(x):
+    """A number as the sum of two with half of its digits."""
+    precision = jnp.finfo(x.dtype)
+    upper = lax.reduce_precision(x, precision.nexp, precision.nmant // 2)
+    return upper, x - upper
+
+
+def _exact_product(a, b):
+    """The product and what rounding took from it (Dekker, Numer. Math. 18, 224, 1971)."""
+    product = a * b
+    (upper_a, lower_a), (upper_b, lower_b) = _halves(a), _halves(b)
+    return product, ((upper_a * upper_b - product) + upper_a * lower_b + lower_a * upper_b) + lower_a * lower_b
+
+
+def like(factor, array):
+    """`factor` with axes of length 1 behind, to go with `array`."""
+    return factor.reshape(factor.shape + (1,) * (array.ndim - factor.ndim))

@@ -1,0 +1,78 @@
+"""Run by `test_devices` in a process with eight devices: the same work on one, two and eight of them, as JSON."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+
+import jax
+import numpy as np
+import tiny
+from jax.sharding import PartitionSpec
+
+from experiments import systems
+from experiments.aspirin import build
+from stablejax import boltzmann, dynamics, losses, units
+from stablejax.dynamics import REPLICA_AXIS
+
+NUM_STEPS = 20
+
+
+def trajectories(system, prepared, params, mesh):
+    """Last positions, first passages, and the gradient from the frames that `position` holds."""
+    mapped = partial(dynamics.map_replicas, batch_size=1, mesh=mesh)
+
+    def one(prepared, start):
+        replica = dynamics.init_replica(system.integrator, start[0], prepared, start[1])
+        return dynamics.advance(system.integrator, system.train_criterion, prepared, replica, NUM_STEPS)
+
+    position = systems.start_positions(system, system.split.train, 16)
+    keys = jax.random.split(jax.random.key(0), 16)
+    return jax.jit(mapped(one))(prepared, (keys, position))
+
+
+def gradient(system, params, position, mesh):
+    """Of the observable loss, samples shared between the devices."""
+    value_and_grad = boltzmann.boltzmann_value_and_grad(
+        losses.observable_loss(system.reference, system.observable_weight),
+        system.potential.energy,
+        system.observable_fn,
+        kT=units.thermal_energy(500.0),
+        chunk_size=4,
+        axis_name=REPLICA_AXIS,
+    )
+    replicated, shared = PartitionSpec(), PartitionSpec(REPLICA_AXIS)
+    fn = jax.shard_map(
+        lambda *given: value_and_grad(*given),
+        mesh=mesh,
+        in_specs=(replicated, shared),
+        out_specs=replicated,
+        check_vma=False,
+    )
+    return jax.tree.leaves(jax.jit(fn)(params, position)[1])
+
+
+def main():
+    config = tiny.get_config()
+    config.data.num_train = 128
+    system = build(config)
+    params = jax.jit(system.potential.init)(jax.random.key(1))
+    prepared = system.md_form.prepare(params)
+    samples = systems.start_positions(system, system.split.train, 128)
+    samples = samples + 0.02 * jax.random.normal(jax.random.key(2), samples.shape)
+    found = {}
+    for num_devices in (1, 2, 8):
+        mesh = dynamics.replica_mesh(jax.devices()[:num_devices])
+        replicas = trajectories(system, prepared, params, mesh)
+        leaves = gradient(system, params, samples, mesh)
+        found[num_devices] = {
+            "devices": len(replicas.md.position.sharding.device_set),
+            "step": np.asarray(replicas.step).tolist(),
+            "position": np.asarray(replicas.md.position).ravel().tolist(),
+            "gradient": np.concatenate([np.ravel(leaf) for leaf in leaves]).tolist(),
+        }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

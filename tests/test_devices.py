@@ -1,0 +1,191 @@
+"""Many devices and several processes: the same results, no more communication than planned."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from experiments import pipeline, systems, training
+from experiments.aspirin import build
+
+ROOT = Path(__file__).resolve().parents[1]
+COLLECTIVE = re.compile(
+    r"= (.*?) (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute|collective-broadcast)(?:-start)?\("
+)
+
+
+def environment(num_devices):
+    return os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+        "PYTHONPATH": str(ROOT),
+        "PYTHONWARNINGS": "ignore",
+    }
+
+
+def test_one_two_and_eight_devices_give_the_same():
+    program = [sys.executable, str(ROOT / "tests" / "on_eight_devices.py")]
+    run = subprocess.run(program, env=environment(8), capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    one, *others = json.loads(run.stdout).values()
+    assert min(one["step"]) > 0
+    assert np.linalg.norm(one["gradient"]) > 0
+    for num_devices, found in zip((2, 8), others, strict=True):
+        assert found["devices"] == num_devices
+        assert found["step"] == one["step"]
+        np.testing.assert_allclose(found["position"], one["position"], atol=1e-5)
+        difference = np.subtract(found["gradient"], one["gradient"])
+        assert np.linalg.norm(difference) < 1e-5 * np.linalg.norm(one["gradient"])
+
+
+def sizes(shape):
+    """Numbers in each array of a shape as HLO prints it: `(f32[8,8]{1,0}, s32[])` has 64 and 1."""
+    return [int(np.prod([int(n) for n in dims.split(",") if n])) for dims in re.findall(r"\w+\[([\d,]*)\]", shape)]
+
+
+@pytest.fixture(scope="module")
+def stable_training():
+    config = tiny.get_config()
+    system = build(config)
+    params = system.potential.init(jax.random.key(0))
+    state = training.init_stable(config, system, params)
+    return system, params, state, training.build_stable_training(config, system), config
+
+
+def test_learning_step_holds_the_planned_collectives_only(stable_training):
+    """One all-reduce of the mean observable, one of the gradient, one of four counts of replicas."""
+    system, params, state, made, config = stable_training
+    frames = systems.labelled(system, system.split.train[: config.stable.qm_batch_size])
+    compiled = jax.jit(made.learn).lower(state, frames).compile().as_text()
+    found = [match.groups() for match in COLLECTIVE.finditer(compiled)]
+    assert [kind for _, kind in found] == ["all-reduce"] * 3
+    observables = sum(leaf.size for leaf in jax.tree.leaves(system.reference))
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert sorted(sum(sizes(shape)) for shape, _ in found) == sorted([4, 2 * observables + 3, num_params + 1])
+
+
+def test_simulation_step_sums_counts_only(stable_training):
+    _, _, state, made, _ = stable_training
+    compiled = jax.jit(made.simulate).lower(state).compile().as_text()
+    found = [match.groups() for match in COLLECTIVE.finditer(compiled)]
+    assert {kind for _, kind in found} == {"all-reduce"}
+    assert sum(sum(sizes(shape)) for shape, _ in found) <= 4
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def start_processes(run_dir, log_dir):
+    """Two processes of one device each."""
+    coordinator = f"localhost:{free_port()}"
+    started = []
+    for process in range(2):
+        options = {
+            "config": ROOT / "tests" / "tiny.py",
+            "config.run_dir": run_dir,
+            "config.host_devices": 1,
+            "config.cluster.num_processes": 2,
+            "config.cluster.process": process,
+            "config.cluster.coordinator": coordinator,
+        }
+        command = [
+            sys.executable,
+            "-m",
+            "experiments.aspirin",
+            *(f"--{name}={value}" for name, value in options.items()),
+        ]
+        log = (log_dir / f"process{process}.log").open("w")
+        started.append(subprocess.Popen(command, cwd=ROOT, env=environment(1), stdout=log, stderr=subprocess.STDOUT))
+    return started
+
+
+def finish(processes, log_dir):
+    codes = [process.wait(timeout=600) for process in processes]
+    assert codes == [0, 0], "\n".join(path.read_text() for path in sorted(log_dir.glob("*.log")))
+
+
+def tiny_config(run_dir):
+    config = tiny.get_config()
+    config.run_dir = str(run_dir)
+    return config
+
+
+def rows(run_dir):
+    record = json.loads((run_dir / "record.json").read_text())
+    return {
+        (row["metric"], row.get("phase")): row["value"]
+        for row in record["rows"]
+        if not row["metric"].endswith("wall_s")
+    }
+
+
+@pytest.mark.slow
+def test_two_processes_and_one_go_on_from_each_others_checkpoints(tmp_path, monkeypatch):
+    alone, by_two, by_one = (tmp_path / name for name in ("alone", "by_two", "by_one"))
+    pipeline.run(tiny_config(alone), build)
+
+    # One process stops in the middle of learning; two go on.
+    saved = []
+    real = training.run_stable
+
+    def stops(config, system, state, tracker, save, progress):
+        def save_and_stop(state, tracker):
+            save(state, tracker)
+            saved.append(tracker[-1]["phase"])
+            if len(saved) == 2:
+                raise KeyboardInterrupt
+
+        return real(config, system, state, tracker, save_and_stop, progress)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training, "run_stable", stops)
+        pipeline.run(tiny_config(by_two), build)
+    assert not (by_two / "refined.npz").exists()
+    finish(start_processes(by_two, tmp_path), tmp_path)
+
+    # Two are killed once they have learnt; one goes on.
+    processes = start_processes(by_one, tmp_path)
+    while not (by_one / "stable_state.npz").exists():
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.01)
+    for process in processes:
+        process.kill()
+        process.wait()
+    assert not (by_one / "record.json").exists()
+    pipeline.run(tiny_config(by_one), build)
+
+    expected = rows(alone)
+    for run_dir in (by_two, by_one):
+        found = rows(run_dir)
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            assert found[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_processes": 2, "process": 2}, "config.cluster.process has to be one of 0 to 1, got 2"),
+        ({"num_processes": 2, "process": 1}, "config.cluster.num_processes = 2 needs config.cluster.coordinator"),
+    ],
+)
+def test_processes_that_cannot_meet_are_refused(settings, message):
+    from experiments import processes
+
+    config = tiny.get_config()
+    config.cluster.update(settings)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        processes.join(config.cluster)
