@@ -72,7 +72,7 @@ class Estimator(NamedTuple):
     def moments(self, samples, ensemble):
         """Over all samples, those of other devices included, in one all-reduce."""
         counts = ensemble.weight
-        sums = self.by_state(ensemble, counts, jnp.oneslike(counts)), self.by_state(ensemble, counts, counts)
+        sums = self.by_state(ensemble, counts, jnp.ones_like(counts)), self.by_state(ensemble, counts, counts)
 
         def mean_deviation(mean):
             def one(samples, ensemble):
