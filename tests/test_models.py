@@ -315,3 +315,25 @@ def test_a_scale_multiplies_the_energy_of_each_atom(name, position):
     np.testing.assert_allclose(
         scaled.atom_energies(params, position), scale * system.atom_energies(params, position), rtol=1e-5
     )
+
+
+def test_short_list_is_the_potential_itself_and_says_when_it_is_too_short():
+    """Over the pairs within the cutoff of a cell; with too few places energy and forces are not numbers."""
+    rng = np.random.default_rng(0)
+    model, species, cell = SchNet(num_features=8, num_filters=8, num_blocks=1), np.tile([8, 1, 1], 30), 12.0 * np.eye(3)
+    position = jnp.asarray(12.0 * rng.random((90, 3)), jnp.float32)
+    system = potential.bind(model, species, cell=cell, scale=2.0)
+    params = system.init(jax.random.key(0))
+    num_near = int((pair_distances(position, all_pairs(90), cell) < model.cutoff).sum())
+    assert 500 < num_near < 0.5 * 90 * 89 / 2
+    exact, exact_forces = potential.energy_and_forces(system.energy)(params, position)
+    for places in (num_near, num_near + 50):
+        form = potential.listed_form(model, species, num_pairs=places, cell=cell, scale=2.0)
+        energy, forces = jax.jit(potential.energy_and_forces(form.energy))(form.prepare(params), position)
+        np.testing.assert_allclose(energy, exact, rtol=1e-5)
+        np.testing.assert_allclose(forces, exact_forces, atol=1e-5)
+    form = potential.listed_form(model, species, num_pairs=num_near - 1, cell=cell)
+    assert np.isnan(jax.tree.leaves(potential.energy_and_forces(form.energy)(params, position))[0])
+    assert np.isnan(potential.energy_and_forces(form.energy)(params, position)[1]).all()
+    with pytest.raises(ValueError, match="`num_pairs` must be at least 1, got 0"):
+        potential.listed_form(model, species, num_pairs=0)

@@ -1,0 +1,88 @@
+"""What the compiled programs do, as XLA counts it: a guard against getting slower that no machine's speed enters."""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from ase.data import atomic_masses
+
+from experiments.benchmarks import models
+from stablejax import bind, boltzmann_value_and_grad, dynamics, listed_form, tabulated_form, units
+from stablejax.geometry import all_pairs
+from stablejax.observables import structure
+
+pytestmark = pytest.mark.filterwarnings("ignore:Explicitly requested dtype")
+KT = units.thermal_energy(500.0)
+
+
+def cost(fn, *arguments):
+    """Operations, bytes and instructions. Bodies of loops count once."""
+    compiled = jax.jit(fn).lower(*arguments).compile()
+    counted = compiled.cost_analysis()
+    instructions = len(re.findall(r"^  (?:ROOT )?%?[\w.\-]+ = ", compiled.as_text(), re.MULTILINE))
+    return {
+        "Mflop": counted["flops"] / 1e6,
+        "MB": counted["bytes accessed"] / 1e6,
+        "instructions": instructions,
+        "scatters": len(re.findall(r" scatter\(", compiled.as_text())),
+    }
+
+
+def md_step(system, name):
+    """A step of Nosé–Hoover dynamics, thermostat included, in the form that is simulated."""
+    case = models.SYSTEMS[system](1)
+    model = models.build_model(name, case.species)
+    if case.cell is None:
+        form = tabulated_form(model, case.species)
+    else:
+        form = listed_form(model, case.species, num_pairs=6500, cell=case.cell)
+    params = jax.eval_shape(bind(model, case.species, cell=case.cell).init, jax.random.key(0))
+    mass = jnp.asarray(atomic_masses[case.species], jnp.float32)
+    engine = dynamics.nose_hoover(
+        form.energy, mass, kT=KT, timestep=0.5 * units.FEMTOSECOND, damping_time=20 * units.FEMTOSECOND
+    )
+    prepared = jax.eval_shape(form.prepare, params)
+    position = jax.ShapeDtypeStruct(case.position[0].shape, jnp.float32)
+    state = jax.eval_shape(engine.init, jax.random.key(0), prepared, position)
+    return cost(engine.step, prepared, state)
+
+
+def learning_gradient(chunk_size):
+    """The Boltzmann estimator's gradient of L_obs, SchNet and aspirin."""
+    case = models.aspirin(1)
+    potential = bind(models.build_model("schnet", case.species), case.species)
+    centre = structure.bin_centres(10.0, 0.02)
+    observable = structure.interatomic_distances(all_pairs(len(case.species)), centre, smearing=0.01)
+    fn = boltzmann_value_and_grad(
+        lambda mean: jnp.sum(mean**2), potential.energy, observable, kT=KT, chunk_size=chunk_size
+    )
+    params = jax.eval_shape(potential.init, jax.random.key(0))
+    return cost(fn, params, jax.ShapeDtypeStruct((64, len(case.species), 3), jnp.float32))
+
+
+BOUNDS = {
+    ("aspirin", "schnet"): {"Mflop": 9.5, "MB": 17.5, "instructions": 2000, "scatters": 4},
+    ("peptide", "nequip"): {"Mflop": 34, "MB": 110, "instructions": 4000, "scatters": 32},
+    ("water", "gemnet"): {"Mflop": 19_000, "MB": 5600, "instructions": 8400, "scatters": 18},
+}
+
+
+@pytest.mark.parametrize(("system", "name"), BOUNDS)
+def test_md_step(system, name):
+    check(md_step(system, name), BOUNDS[system, name])
+
+
+def test_learning_gradient_of_a_chunk():
+    check(learning_gradient(8), {"Mflop": 470, "MB": 190, "instructions": 5200, "scatters": 3})
+
+
+def check(found, bounds):
+    for what, most in bounds.items():
+        assert found[what] <= most, f"{what}: {found[what]:.4g}, at most {most} so far"
+        # A bound far above what is found would guard nothing.
+        assert what == "scatters" or found[what] >= 0.6 * most, (
+            f"{what}: {found[what]:.4g}, far under {most}: lower the bound"
+        )
