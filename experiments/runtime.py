@@ -42,11 +42,12 @@ def main(config: ConfigDict, build: Callable) -> None:
         sys.exit(f"error: {error}")
 
 
-def configure(*, host_devices: int, has_threads: bool = False) -> None:
+def configure(*, host_devices: int, has_threads: bool = False, keeps_programs: bool = True) -> None:
     """One XLA device per core of the host (0: as many as it has), unless a device `has_threads` on all of them.
 
     Replicas are shared between devices, so this is how the cores of a CPU are used; it changes nothing on a GPU or TPU.
-    It has to be called before JAX computes anything.
+    Compiled programs are kept on disk for the next run, unless told otherwise. It has to be called before JAX computes
+    anything.
     """
     # jax-md asks for float64 in places and is given float32, as it should be without x64.
     warnings.filterwarnings("ignore", message="Explicitly requested dtype", category=UserWarning)
@@ -56,7 +57,7 @@ def configure(*, host_devices: int, has_threads: bool = False) -> None:
     if not has_threads:
         os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false " + os.environ.get("XLA_FLAGS", "")
     jax.config.update("jax_num_cpu_devices", host_devices or available_cores())
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    if keeps_programs and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
 
 

@@ -9,9 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
-from experiments.benchmarks import estimator, models, records, training, unrolled
+from experiments.aspirin import build
+from experiments.benchmarks import (
+    estimator,
+    md_accuracy,
+    md_methods,
+    md_throughput,
+    models,
+    records,
+    training,
+    unrolled,
+)
 from experiments.configs import aspirin_paper
+from stablejax import bind
 
 
 def by_metric(rows, name, **where):
@@ -90,3 +102,70 @@ def test_every_model_learns_in_the_training_benchmark(name):
     errors = [row["value"] for row in training.train(name, config, minutes=0.3)]
     assert len(errors) > 1
     assert errors[-1] < errors[0]
+
+
+class FakeWorker:
+    """Takes so many seconds for a step of one replica."""
+
+    def __init__(self, seconds, replicas):
+        self.seconds, self.replicas = seconds, replicas
+
+    def ask(self, name, num_steps):
+        assert name == "run"
+        return num_steps * self.replicas, num_steps * self.replicas * self.seconds
+
+
+def test_rates_of_dynamics_and_their_ratios():
+    workers = {"fast": FakeWorker(0.001, 4), "plain": FakeWorker(0.003, 4), "matrix": FakeWorker(0.5, 1)}
+    rates = md_throughput.take_turns(workers, seconds=2.0, repeats=3)
+    assert rates["fast"] == pytest.approx([1000] * 3)
+    assert rates["matrix"] == pytest.approx([2] * 3)
+    rows = md_throughput.figures(rates, 1e6, {"system": "aspirin"})
+    assert by_metric(rows, "speedup_vs_plain") == pytest.approx([3])
+    peak = 2 * 1024**3 * 10 * 2
+    assert by_metric(rows, "fraction_of_floor") == pytest.approx([1000 * 1e6 / peak])
+
+
+def aspirin_task(num_replicas):
+    case = models.aspirin(num_replicas)
+    model = models.build_model("schnet", case.species)
+    params = jax.tree.map(np.asarray, bind(model, case.species).init(jax.random.key(0)))
+    return md_methods.Task("schnet", params, case.species, case.position, None, 200, 0.02, True)
+
+
+def test_methods_take_the_steps_they_say():
+    task = aspirin_task(2)
+    for method in ("fast", "fast_on_one", "plain"):
+        runner = md_methods.METHODS[method](task)
+        assert [runner(3), runner(2)] == [6, 4]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # PyTorch Geometric
+def test_rival_of_pytorch_is_the_same_potential():
+    torch = pytest.importorskip("torch", reason="needs the extra [bench]")
+    task = aspirin_task(3)
+    forces = md_methods.torch_forces(task)(torch.tensor(task.position, dtype=torch.float32)).numpy()
+    potential = bind(models.build_model("schnet", task.species), task.species, scale=task.scale)
+    expected = -jax.vmap(jax.grad(potential.energy, argnums=1), (None, 0))(task.params, task.position)
+    assert np.abs(expected).max() > 0.001
+    np.testing.assert_allclose(forces, expected, atol=1e-6)
+    assert md_methods.METHODS["pyg"](task)(2) == 6
+
+
+def test_drift_and_spread_of_a_line_with_noise():
+    time = np.linspace(0, 2, 1001)
+    energy = 0.003 * time + 0.001 * np.sqrt(2) * np.sin(200 * time)
+    drift, spread = md_accuracy.drift_and_spread(np.stack([energy, energy]), 2.0)
+    assert (drift, spread) == (pytest.approx(3.0, abs=0.1), pytest.approx(1.0, abs=0.02))
+
+
+def test_accuracy_of_the_fast_form(monkeypatch):
+    config = tiny.get_config()
+    system = build(config)
+    params = system.potential.init(jax.random.key(0))
+    monkeypatch.setattr(md_throughput, "pretrained_aspirin", lambda: (system, params))
+    given = argparse.Namespace(replicas=4, force_replicas=2, force_ps=0.01, nve_ps=0.05, horizon_ps=0.01)
+    rows = md_accuracy.run(given)
+    (error,) = by_metric(rows, "max_force_error_eV_per_A")
+    assert 0 < error < 0.1  # 128 intervals
+    assert len(by_metric(rows, "energy_drift_meV_per_ps")) == len(by_metric(rows, "median_first_passage_ps")) == 2

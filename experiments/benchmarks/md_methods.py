@@ -59,8 +59,8 @@ def integrator(form, species: np.ndarray):
     )
 
 
-def fast(task: Task) -> Runner:
-    """The library: tables or short lists, stability and finiteness looked at after every step, all devices."""
+def fast(task: Task, *, num_devices: int | None = None) -> Runner:
+    """The library: tables or short lists, a look at stability after every step; on all devices, or so many."""
     import jax
     import jax.numpy as jnp
 
@@ -70,7 +70,8 @@ def fast(task: Task) -> Runner:
     form = md_form(task)
     engine = integrator(form, task.species)
     num_replicas = len(task.position)
-    mesh = dynamics.replica_mesh(jax.devices()[: np.gcd(num_replicas, len(jax.devices()))])
+    most = num_devices or len(jax.devices())
+    mesh = dynamics.replica_mesh(jax.devices()[: np.gcd(num_replicas, most)])
     batch_size = 1 if jax.default_backend() == "cpu" else None
     mapped = partial(dynamics.map_replicas, batch_size=batch_size, mesh=mesh)
     start = mapped(lambda prepared, one: dynamics.init_replica(engine, one[0], prepared, one[1]))
@@ -245,4 +246,10 @@ def matrix(_: Task) -> Runner:
     return runner
 
 
-METHODS: dict[str, Callable[[Task], Runner]] = {"fast": fast, "plain": plain, "pyg": pyg, "matrix": matrix}
+METHODS: dict[str, Callable[[Task], Runner]] = {
+    "fast": fast,
+    "fast_on_one": partial(fast, num_devices=1),
+    "plain": plain,
+    "pyg": pyg,
+    "matrix": matrix,
+}
