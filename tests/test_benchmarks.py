@@ -19,6 +19,7 @@ from experiments.benchmarks import (
     md_throughput,
     models,
     records,
+    scaling,
     training,
     unrolled,
 )
@@ -169,3 +170,19 @@ def test_accuracy_of_the_fast_form(monkeypatch):
     (error,) = by_metric(rows, "max_force_error_eV_per_A")
     assert 0 < error < 0.1  # 128 intervals
     assert len(by_metric(rows, "energy_drift_meV_per_ps")) == len(by_metric(rows, "median_first_passage_ps")) == 2
+
+
+def test_epochs_of_learning_shared_between_devices():
+    given = argparse.Namespace(
+        devices=[1, 2], computed=[1, 2, 4], replicas=2, samples=4, qm_frames=2, steps=200, stride=100, repeats=1
+    )
+    rows = scaling.run(argparse.Namespace(**vars(given), latency_us=10.0, gigabytes_per_s=1.0))
+    times = {(row["part"], row["devices"]): row["value"] for row in rows if row["metric"] == "time_s"}
+    assert times.keys() == {(part, n) for part in ("simulate", "gradient", "qm_gradient") for n in (1, 2)}
+    talking = by_metric(rows, "all_reduce_s")
+    size = sum(by_metric(rows, "all_reduce_bytes"))
+    assert talking == pytest.approx([0, 2 * (2 * 10e-6) + size / 1e9, 2 * (4 * 10e-6) + 1.5 * size / 1e9])
+    (alone,) = by_metric(rows, "epoch_s", devices=1, how="replicas shared")
+    assert alone == pytest.approx(sum(times[part, 1] for part in ("simulate", "gradient", "qm_gradient")))
+    assert len(by_metric(rows, "epoch_s", devices=4)) == 1  # more devices than replicas
+    assert by_metric(rows, "parallel_efficiency", devices=1) == pytest.approx([1, 1])
