@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import pytest
 import tiny
 
-from experiments import memory, pipeline, systems
+from experiments import evaluation, memory, pipeline, systems
 from experiments.aspirin import build
+from stablejax import dynamics
 
 
 def pairwise(x):
@@ -74,3 +75,43 @@ def test_experiment_that_does_not_fit_ends_in_one_sentence(tmp_path, monkeypatch
     message = "pretraining needs 0.00 GB on each of 2 devices"
     with pytest.raises(ValueError, match=re.escape(message) + ".*lower config.pretrain.batch_size"):
         pipeline.run(config, build)
+
+
+def test_memory_of_simulation_grows_with_frames_not_with_steps():
+    config = tiny.get_config()
+    system = build(config)
+    prepared = jax.eval_shape(system.md_form.prepare, jax.eval_shape(system.potential.init, jax.random.key(0)))
+    position = jax.ShapeDtypeStruct((21, 3), jnp.float32)
+    replica = jax.eval_shape(
+        lambda *given: dynamics.init_replica(system.integrator, *given), jax.random.key(0), prepared, position
+    )
+
+    def needed(num_frames, steps_per_frame):
+        def run(prepared, replica):
+            return dynamics.sample(
+                system.integrator,
+                system.train_criterion,
+                prepared,
+                replica,
+                num_frames=num_frames,
+                steps_per_frame=steps_per_frame,
+            )
+
+        return memory.program_bytes(jax.jit(run).lower(prepared, replica).compile())
+
+    few = needed(10, 10)
+    assert needed(10, 1000) == few
+    frame = 2 * 21 * 3 * 4 + 1
+    assert needed(1010, 10) - few == pytest.approx(1000 * frame, rel=0.1)
+
+
+def test_buffers_of_replicas_are_given_up_to_the_next_chunk():
+    config = tiny.get_config()
+    system = build(config)
+    params = system.potential.init(jax.random.key(0))
+    looks = evaluation.build_evaluation(config, system)
+    prepared = looks.prepare(params)
+    replicas = looks.start(prepared)
+    looks.look(prepared, replicas)
+    assert replicas.md.position.is_deleted()
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(prepared))

@@ -86,10 +86,11 @@ def test_the_table_of_training_is_that_of_the_record():
     assert [line for line in (ROOT / "docs" / "models.md").read_text().splitlines() if line in lines] == lines
 
 
-def test_the_tables_of_speed_are_those_of_the_records():
-    def rows_of(name):
-        return json.loads((ROOT / "experiments" / "results" / f"{name}.json").read_text())["rows"]
+def rows_of(name):
+    return json.loads((ROOT / "experiments" / "results" / f"{name}.json").read_text())["rows"]
 
+
+def test_the_tables_of_speed_are_those_of_the_records():
     def cells(rows, model, system, columns):
         for frames, is_known in columns:
             where = {"model": model, "system": system, "frames": frames, "is_known": is_known}
@@ -104,3 +105,62 @@ def test_the_tables_of_speed_are_those_of_the_records():
     for degree, model in ((1, "nequip"), (2, "nequip-degree-2"), (3, "nequip-degree-3")):
         lines.append(f"| {degree} | {' | '.join(cells(rows_of('models_degree'), model, 'peptide', columns[:3]))} |")
     assert [line for line in (ROOT / "docs" / "models.md").read_text().splitlines() if line in lines] == lines
+
+
+SCALING = (ROOT / "docs" / "scaling.md").read_text().splitlines()
+
+
+def throughput_lines():
+    rows = rows_of("md_throughput")
+
+    def value(metric, where):
+        found = [row["value"] for row in rows if row["metric"] == metric and where.items() <= row.items()]
+        return found[0] if found else None
+
+    def times(metric, where):
+        ratio = value(metric, where)
+        return "" if ratio is None else f"{ratio:.1f}"
+
+    names = {"aspirin": "aspirin, SchNet", "peptide": "peptide, NequIP", "water": "64 waters, GemNet-T"}
+    for system, replicas in dict.fromkeys((row["system"], row["replicas"]) for row in rows):
+        where = {"system": system, "replicas": replicas}
+        fast = value("replica_steps_per_s", where | {"method": "fast"})
+        ratios = [times(f"speedup_vs_{rival}", where) for rival in ("plain", "pyg", "fast_on_one")]
+        share = 100 * value("fraction_of_floor", where)
+        begun = value("first_step_s", where)
+        rate = f"{fast:,.0f}" if fast > 10 else f"{fast:.2f}"
+        yield f"| {names[system]} | {replicas} | {rate} | {' | '.join(ratios)} | {share:.0f} | {begun:.0f} |"
+
+
+def accuracy_lines():
+    rows = rows_of("md_accuracy")
+
+    def value(metric, method):
+        (row,) = [row for row in rows if row["metric"] == metric and row.get("method") == method]
+        return row
+
+    for metric, name in (("energy_drift_meV_per_ps", "drift (meV/ps)"), ("energy_spread_meV", "spread (meV)")):
+        yield f"| {name} | {value(metric, 'fast')['value']:.2f} | {value(metric, 'exact')['value']:.2f} |"
+    horizon = json.loads((ROOT / "experiments" / "results" / "md_accuracy.json").read_text())["config"]["horizon_ps"]
+    passages = (value("median_first_passage_ps", method) | {"horizon_ps": horizon} for method in ("fast", "exact"))
+    medians = [report.with_interval(row) for row in passages]
+    yield f"| median first passage (ps) | {' | '.join(medians)} |"
+
+
+def scaling_lines():
+    rows = rows_of("scaling")
+    for devices in sorted({row["devices"] for row in rows if row.get("computed")}):
+        where = [row for row in rows if row.get("computed") and row["devices"] == devices]
+        cells = []
+        for how in ("replicas shared", "replicas for each device"):
+            for metric, form in (("epoch_s", "{:.3g}"), ("parallel_efficiency", "{:.2f}")):
+                found = [row["value"] for row in where if row["metric"] == metric and row["how"] == how]
+                cells.append(form.format(found[0]) if found else "")
+        (talking,) = [row["value"] for row in where if row["metric"] == "all_reduce_s"]
+        yield f"| {devices} | {1000 * talking:.2f} | {' | '.join(cells)} |"
+
+
+@pytest.mark.parametrize("lines", [throughput_lines, accuracy_lines, scaling_lines])
+def test_the_tables_of_scaling_are_those_of_the_records(lines):
+    expected = list(lines())
+    assert [line for line in SCALING if line in expected] == expected
