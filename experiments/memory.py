@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from experiments import processes
 from stablejax.potential import MDForm, Potential
 
 SHARE = 0.8
@@ -18,13 +19,13 @@ CPU_CHUNK, MOST_CHUNK = 8, 256
 """Samples whose gradients are taken together: what suits the caches of a CPU, and where an accelerator is full."""
 
 
-def available_bytes() -> int:
-    """Free memory of a device; devices of one host share that of the host."""
+def available_bytes() -> float:
+    """Free memory of a device, of the process that has least; devices of one host share that of the host."""
     device = jax.local_devices()[0]
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    return _host_bytes() // jax.local_device_count()
+        return processes.smallest(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+    return processes.smallest(_host_bytes() / jax.local_device_count())
 
 
 def _host_bytes() -> int:

@@ -44,6 +44,13 @@ def agree(fact: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.array(fact)))
 
 
+def smallest(number: float) -> float:
+    """Of the numbers of all processes, so that what follows from it is the same in all."""
+    if jax.process_count() == 1:
+        return number
+    return float(multihost_utils.process_allgather(np.array(number, np.float32)).min())
+
+
 def to_host(tree: Any) -> Any:
     """Arrays of all processes as NumPy arrays, whole in each. All processes have to call it."""
     if jax.process_count() > 1:

@@ -19,6 +19,16 @@ def mean_of_devices(
 
     Sums travel in two halves of the digits. Those of the upper halves are exact as long as devices are much alike, so
     that what rounding leaves of the mean is known as well as on one device.
+
+    Args:
+      weight: sum of the weights of a device's samples.
+      squares: sum of their squares.
+      mean: pytree of [state, ...], the mean of a device; anything finite where it has no sample.
+      residual: what rounding left of `mean`.
+      axis_name: mapped axis of the devices.
+
+    Returns:
+      The same four of the samples of all devices.
     """
 
     def halves_of_sum(mean, residual):
