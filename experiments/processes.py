@@ -53,10 +53,15 @@ def smallest(number: float) -> float:
 
 def to_host(tree: Any) -> Any:
     """Arrays of all processes as NumPy arrays, whole in each. All processes have to call it."""
-    if jax.process_count() > 1:
+    leaves, structure = jax.tree.flatten(tree)
+    # NumPy arrays stay as they are: JAX would take their double precision.
+    is_apart = [isinstance(leaf, jax.Array) and not leaf.is_fully_addressable for leaf in leaves]
+    if any(is_apart):
         everywhere = NamedSharding(Mesh(np.array(jax.devices()), ("device",)), PartitionSpec())
-        tree = jax.jit(lambda x: x, out_shardings=everywhere)(tree)
-    return jax.tree.map(_to_numpy, tree)
+        apart = [leaf for leaf, needed in zip(leaves, is_apart, strict=True) if needed]
+        whole = iter(jax.jit(lambda some: some, out_shardings=everywhere)(apart))
+        leaves = [next(whole) if needed else leaf for leaf, needed in zip(leaves, is_apart, strict=True)]
+    return jax.tree.unflatten(structure, [_to_numpy(leaf) for leaf in leaves])
 
 
 def _to_numpy(leaf) -> np.ndarray:
