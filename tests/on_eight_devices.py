@@ -58,7 +58,8 @@ def main():
     system = build(config)
     params = jax.jit(system.potential.init)(jax.random.key(1))
     prepared = system.md_form.prepare(params)
-    samples = systems.start_positions(system, system.split.train, 128)
+    # Not a power of 2, by which products would be exact.
+    samples = systems.start_positions(system, system.split.train, 8 * 13)
     samples = samples + 0.02 * jax.random.normal(jax.random.key(2), samples.shape)
     found = {}
     for num_devices in (1, 2, 8):
