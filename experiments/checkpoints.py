@@ -47,15 +47,11 @@ def _name(key) -> str:
     return jax.tree_util.keystr(key, simple=True, separator="/")
 
 
-def _is_key(leaf) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
 def _from_numpy(path, name, array, like):
-    expected = jax.eval_shape(jax.random.key_data, like) if _is_key(like) else like
+    expected = jax.eval_shape(jax.random.key_data, like) if processes.is_key(like) else like
     if array.shape != np.shape(expected):
         raise ValueError(
             f"{path}: `{name}` has shape {array.shape}, expected {np.shape(expected)}: "
             "the checkpoint is of a run with other settings."
         )
-    return jax.random.wrap_key_data(array) if _is_key(like) else jax.numpy.asarray(array, like.dtype)
+    return jax.random.wrap_key_data(array) if processes.is_key(like) else jax.numpy.asarray(array, like.dtype)

@@ -64,6 +64,10 @@ def to_host(tree: Any) -> Any:
     return jax.tree.unflatten(structure, [_to_numpy(leaf) for leaf in leaves])
 
 
+def is_key(leaf: Any) -> bool:
+    """Whether an array, or what stands for its shape and type, is of PRNG keys."""
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
 def _to_numpy(leaf) -> np.ndarray:
-    is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+    return np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
