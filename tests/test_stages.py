@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_experiments import tiny
 
-from experiments import evaluation, systems, training
+from experiments import evaluation, memory, systems, training
 from experiments.aspirin import build
 from experiments.progress import Progress
 from stablejax import losses
@@ -97,6 +97,29 @@ def test_structure_of_an_evaluation_is_that_of_its_stable_frames(config, system,
     lengths = system.structure_reference["bond_length"]
     assert np.abs(run.structure["bond_length"] - lengths).max() < config.stability.evaluate_threshold_A
     assert 1 < int(run.num_frames) < 4 * 4
+
+
+@pytest.mark.parametrize(
+    ("free", "message"),
+    [
+        ([1000], "a step of simulation needs .*: lower config.stable.num_replicas or use more devices"),
+        ([1e12, 1000], "a step of learning needs .*: lower config.stable.estimator_chunk"),
+    ],
+)
+def test_training_that_does_not_fit_is_refused(free, message, config, system, tmp_path, monkeypatch):
+    free = iter(free)
+    monkeypatch.setattr(memory, "available_bytes", lambda: next(free))
+    state = training.init_stable(config, system, jax.jit(system.potential.init)(jax.random.key(0)))
+    with pytest.raises(ValueError, match=message):
+        training.run_stable(config, system, state, [], lambda *_: None, Progress(tmp_path / "metrics.jsonl"))
+
+
+def test_evaluation_that_does_not_fit_is_refused(config, system, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
+    looks = evaluation.build_evaluation(config, system)
+    params = jax.jit(system.potential.init)(jax.random.key(0))
+    with pytest.raises(ValueError, match="the evaluation needs .*: lower config.evaluate.num_replicas or chunk_ps"):
+        evaluation.run_evaluation(config, system, looks, params, Progress(tmp_path / "metrics.jsonl"))
 
 
 def test_simulation_without_instability_is_given_up(config, system, tmp_path):
