@@ -8,34 +8,17 @@ Every field of the config can be set on the command line, `--config.seed=1` for 
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from absl import app
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from experiments import runtime
 
-_CONFIG = config_flags.DEFINE_config_file("config", str(Path(__file__).parent / "configs" / "aspirin.py"))
-
 
 def build(config: ConfigDict):
-    """A molecule described by SchNet."""
-    from experiments import systems
-    from stablejax.models import basis
-    from stablejax.models.schnet import SchNet
+    """A molecule described by the model of the config."""
+    from experiments import molecules
 
-    model = config.model
-    return systems.molecule(
-        config,
-        SchNet(
-            num_features=model.num_features,
-            num_filters=model.num_filters,
-            num_blocks=model.num_blocks,
-            gaussian_centre=basis.equal_centres(model.num_gaussians, cutoff=model.cutoff_A),
-            cutoff=model.cutoff_A,
-        ),
-    )
+    return molecules.build(config)
 
 
 if __name__ == "__main__":
-    app.run(lambda _: runtime.main(_CONFIG.value, build))
+    runtime.start("aspirin", build)

@@ -16,8 +16,7 @@ from experiments import memory, processes, systems
 from experiments.progress import Progress
 from experiments.systems import System
 from stablejax import dynamics, losses, units
-from stablejax.observables import transport
-from stablejax.types import Params
+from stablejax.types import Frame, Params
 
 
 class Evaluation(NamedTuple):
@@ -29,7 +28,7 @@ class Evaluation(NamedTuple):
     num_frames: np.ndarray  # [] stable frames
     temperature_K: np.ndarray  # [] mean kinetic temperature
     structure: dict[str, np.ndarray]  # means over the stable frames
-    vacf: np.ndarray  # [replica, lag]; NaN for a replica without one whole window
+    motion: dict[str, np.ndarray]  # [replica, lag] of whole windows; NaN for a replica without any
     energy_mae: np.ndarray  # [] eV, held-out frames
     force_mae: np.ndarray  # [] eV/Å
 
@@ -38,9 +37,10 @@ class Seen(NamedTuple):
     """What one chunk of simulation showed."""
 
     num_frames: jax.Array  # [] stable frames of all replicas
+    num_overfull: jax.Array  # [] replicas that wait for longer neighbour lists: to be repeated
     total: dict[str, jax.Array]  # observables, summed over them
-    is_whole: jax.Array  # [replica] stable for the whole chunk, so that its VACF counts
-    vacf: jax.Array  # [replica, lag]
+    is_whole: jax.Array  # [replica] stable for the whole chunk, so that its motion counts
+    motion: dict[str, jax.Array]  # [replica, lag]
 
 
 class Looks(NamedTuple):
@@ -54,8 +54,8 @@ class Looks(NamedTuple):
 def build_evaluation(config: ConfigDict, system: System) -> Looks:
     """Starts, velocities and noise depend on the config only, so they are the same for any parameters."""
     settings = config.evaluate
-    steps_per_frame = _whole(settings.frame_spacing_fs / config.md.timestep_fs, "evaluate.frame_spacing_fs")
-    frames_per_chunk = _whole(settings.chunk_ps * 1000 / settings.frame_spacing_fs, "evaluate.chunk_ps")
+    steps_per_frame = systems.whole(settings.frame_spacing_fs / config.md.timestep_fs, "evaluate.frame_spacing_fs")
+    frames_per_chunk = systems.whole(settings.chunk_ps * 1000 / settings.frame_spacing_fs, "evaluate.chunk_ps")
 
     def look_at_one(prepared, replica):
         replica, (frame, is_valid) = dynamics.sample(
@@ -69,19 +69,22 @@ def build_evaluation(config: ConfigDict, system: System) -> Looks:
         temperature = dynamics.kinetic_temperature(frame.velocity, system.mass, num_removed=system.num_removed)
         seen = jax.vmap(system.structure_fn)(frame.position) | {"temperature": temperature}
         total = jax.tree.map(lambda x: jnp.tensordot(is_valid.astype(x.dtype), x, axes=1), seen)
-        vacf = transport.velocity_autocorrelation(frame.velocity, system.mass, num_lags=_num_lags(config))
-        return replica, Seen(jnp.sum(is_valid), total, jnp.all(is_valid), vacf)
+        return replica, Seen(jnp.sum(is_valid), replica.is_overfull, total, jnp.all(is_valid), system.motion_fn(frame))
 
     look_at_all = system.map_replicas(look_at_one, is_active=lambda replica: ~replica.is_frozen)
 
-    @partial(jax.jit, donate_argnames="replicas")
+    # Buffers are given up, unless a chunk may have to be repeated.
+    @partial(jax.jit, donate_argnames=None if system.with_more_pairs else "replicas")
     def look(prepared, replicas):
         replicas, seen = look_at_all(prepared, replicas)
         total = jax.tree.map(lambda x: jnp.sum(x, axis=0), seen.total)
-        return replicas, seen._replace(num_frames=jnp.sum(seen.num_frames), total=total)
+        seen = seen._replace(num_frames=jnp.sum(seen.num_frames), num_overfull=jnp.sum(seen.num_overfull), total=total)
+        return replicas, seen
 
     start = system.map_replicas(
-        lambda prepared, one: dynamics.init_replica(system.integrator, one[0], prepared, one[1])
+        lambda prepared, one: dynamics.init_replica(
+            system.integrator, one[0], prepared, one[1], system.evaluate_criterion
+        )
     )
     position = systems.start_positions(system, system.split.test, settings.num_replicas)
     keys = jax.random.split(systems.key_for(config, "evaluate"), settings.num_replicas)
@@ -95,18 +98,22 @@ def build_evaluation(config: ConfigDict, system: System) -> Looks:
 def run_evaluation(config: ConfigDict, system: System, looks: Looks, params: Params, progress: Progress) -> Evaluation:
     """First passage from held-out starts, and observables of the frames before it."""
     settings = config.evaluate
-    num_chunks = _whole(settings.horizon_ps / settings.chunk_ps, "evaluate.horizon_ps")
+    num_chunks = systems.whole(settings.horizon_ps / settings.chunk_ps, "evaluate.horizon_ps")
     prepared = looks.prepare(params)
     replicas = looks.start(prepared)
     memory.check("the evaluation", looks.look, (prepared, replicas), "lower config.evaluate.num_replicas or chunk_ps")
     chunks: list[Seen] = []
-    for chunk in range(num_chunks):
-        replicas, seen = looks.look(prepared, replicas)
+    while len(chunks) < num_chunks:
+        before, (replicas, seen) = replicas, looks.look(prepared, replicas)
+        if int(seen.num_overfull):
+            system, replicas = systems.lengthen_lists(system, progress), before
+            looks = build_evaluation(config, system)
+            continue
         chunks.append(jax.tree.map(lambda x: x.astype(np.float64), processes.to_host(seen)))
         fraction = float(replicas.is_frozen.mean())
         progress.update(
-            f"{(chunk + 1) * settings.chunk_ps:g}/{settings.horizon_ps:g} ps, {100 * fraction:.0f} % unstable",
-            (chunk + 1) / num_chunks,
+            f"{len(chunks) * settings.chunk_ps:g}/{settings.horizon_ps:g} ps, {100 * fraction:.0f} % unstable",
+            len(chunks) / num_chunks,
             simulated_ps=float(replicas.step.sum()) * config.md.timestep_fs / 1000,
             fraction_unstable=fraction,
         )
@@ -128,32 +135,40 @@ def run_evaluation(config: ConfigDict, system: System, looks: Looks, params: Par
         num_frames=np.asarray(num_frames),
         temperature_K=np.asarray(structure.pop("temperature") / units.BOLTZMANN_EV_PER_K),
         structure=structure,
-        vacf=_mean_vacf(chunks),
+        motion=_mean_motion(chunks),
         energy_mae=np.asarray(errors.energy_mae),
         force_mae=np.asarray(errors.force_mae),
     )
 
 
-def _mean_vacf(chunks: list[Seen]) -> np.ndarray:
+def _mean_motion(chunks: list[Seen]) -> dict[str, np.ndarray]:
     """[replica, lag] mean over the chunks that count; NaN for a replica without any."""
     is_whole = np.stack([seen.is_whole for seen in chunks])[:, :, None] > 0
-    vacf = np.stack([seen.vacf for seen in chunks])
     num_windows = is_whole.sum(axis=0)
-    total = np.where(is_whole, vacf, 0.0).sum(axis=0)
-    return np.divide(total, num_windows, out=np.full(total.shape, np.nan), where=num_windows > 0)
+
+    def mean(*windows):
+        total = np.where(is_whole, np.stack(windows), 0.0).sum(axis=0)
+        return np.divide(total, num_windows, out=np.full(total.shape, np.nan), where=num_windows > 0)
+
+    return jax.tree.map(mean, *(seen.motion for seen in chunks))
 
 
-def reference_vacf(config: ConfigDict, system: System) -> np.ndarray | None:
-    """[window, lag] VACF of the reference in windows like the evaluation's; None without consecutive velocities."""
+def reference_motion(config: ConfigDict, system: System) -> dict[str, np.ndarray]:
+    """[window, lag] curves of the reference: those beside the data, or of its velocities in windows like ours.
+
+    Without either, and where their frames are not spaced as those of the evaluation, there are none.
+    """
     dataset, settings = system.dataset, config.evaluate
+    if dataset.motion is not None and dataset.motion_spacing_fs == settings.frame_spacing_fs:
+        return dataset.motion
     if dataset.velocity is None or dataset.trajectory is None or dataset.frame_spacing_fs != settings.frame_spacing_fs:
-        return None
+        return {}
     size = round(settings.chunk_ps * 1000 / settings.frame_spacing_fs)
-    num_lags = _num_lags(config)
-    runs = [dataset.velocity[dataset.trajectory == run] for run in np.unique(dataset.trajectory)]
+    runs = [np.flatnonzero(dataset.trajectory == run) for run in np.unique(dataset.trajectory)]
     windows = [run[start : start + size] for run in runs for start in range(0, len(run) - size + 1, size)]
-    fn = jax.jit(lambda velocity: transport.velocity_autocorrelation(velocity, system.mass, num_lags=num_lags))
-    return np.stack([np.asarray(fn(window)) for window in windows])
+    fn = jax.jit(system.motion_fn)
+    curves = [fn(Frame(dataset.position[window], dataset.velocity[window])) for window in windows]
+    return jax.tree.map(lambda *some: np.stack(some), *curves)
 
 
 def label_errors(system: System, params: Params, index: np.ndarray) -> losses.LabelErrors:
@@ -165,14 +180,3 @@ def label_errors(system: System, params: Params, index: np.ndarray) -> losses.La
         return jax.tree.map(jnp.mean, lax.map(one, frames, batch_size=systems.FRAME_BATCH))
 
     return mean_errors(params, systems.labelled(system, index))
-
-
-def _num_lags(config: ConfigDict) -> int:
-    settings = config.evaluate
-    return _whole(settings.vacf_window_fs / settings.frame_spacing_fs, "evaluate.vacf_window_fs") + 1
-
-
-def _whole(value: float, name: str) -> int:
-    if value < 1 or abs(value - round(value)) > 1e-6:
-        raise ValueError(f"config.{name} has to be a whole number of the steps it counts, got {value:g} of them.")
-    return round(value)

@@ -89,6 +89,8 @@ def replica_batch(form: MDForm, potential: Potential, num_atoms: int, most: int)
     if jax.default_backend() == "cpu":
         return 1
     prepared = jax.eval_shape(form.prepare, _shape_of_params(potential))
+    if form.lists is not None:
+        prepared = prepared, jax.eval_shape(form.lists.find, jax.ShapeDtypeStruct((num_atoms, 3), jnp.float32))
 
     def program(number):
         forces = jax.vmap(jax.grad(form.energy, argnums=1), (None, 0))

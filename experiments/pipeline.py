@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,12 +36,12 @@ def run(config: ConfigDict, build: Callable[[ConfigDict], System]) -> dict:
         progress.close()
         wall_s = _add_wall(run_dir, progress.stage_wall_s)
 
-    reference_vacf = evaluation.reference_vacf(config, system)
-    record = report.make_record(config, system, before, after, reference_vacf, wall_s)
+    reference_motion = evaluation.reference_motion(config, system)
+    record = report.make_record(config, system, before, after, reference_motion, wall_s)
     if not processes.is_first():
         return record
     (run_dir / "record.json").write_text(json.dumps(record, indent=1) + "\n")
-    page = report.write_page(run_dir, config, system, record, before, after, course, reference_vacf)
+    page = report.write_page(run_dir, config, system, record, before, after, course, reference_motion)
     for line in report.summary(record):
         progress.say(line)
     progress.say(f"report: {page}")
@@ -97,8 +98,12 @@ def _evaluate(run_dir, phase: str, config, system, looks, params, progress: Prog
     if processes.agree(path.exists()):
         with np.load(path) as file:
             arrays = dict(file)
-        structure = {name.partition("/")[2]: arrays.pop(name) for name in list(arrays) if name.startswith("structure/")}
-        return Evaluation(structure=structure, **arrays)
+        parts: dict[str, Any] = {"structure": {}, "motion": {}}
+        for name in list(arrays):
+            part, slash, key = name.partition("/")
+            if slash:
+                parts[part][key] = arrays.pop(name)
+        return Evaluation(**parts, **arrays)
     made = evaluation.run_evaluation(config, system, looks, params, progress)
     checkpoints.save(path, made)
     return made

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.evaluation import Evaluation
+from experiments.systems import Profile
 from stablejax import evaluate
 
 matplotlib.use("Agg")
@@ -19,23 +23,36 @@ def figure_3(
     before: Evaluation,
     after: Evaluation,
     *,
-    distance_centre: np.ndarray,
-    reference_h_r: np.ndarray,
-    reference_vacf: np.ndarray | None,
+    profiles: dict[str, Profile],
+    reference: dict[str, np.ndarray],
+    reference_motion: dict[str, np.ndarray],
     horizon_ps: float,
+    spacing: float,
 ) -> Figure:
-    """(a) course of training, (b) survival, (c) h(r) and its difference, (d) error of the VACF."""
-    figure = Figure(figsize=(11, 8), layout="constrained")
-    axes = figure.subplot_mosaic([["a", "b"], ["c", "d"]])
-    _course(axes["a"], course)
-    _survival(axes["b"], before, after, horizon_ps)
-    _distances(axes["c"], distance_centre, reference_h_r, before, after)
-    _vacf_error(axes["d"], before, after, reference_vacf)
-    for name, axis in axes.items():
-        title = axis.get_title()
-        axis.set_title("")
-        axis.set_title(f"({name}) {title}", loc="left", fontsize=11)
-        axis.spines[["top", "right"]].set_visible(False)
+    """Course of training, survival, structure and its difference from the reference, error of the VACF."""
+    rows: list[list[Callable]] = [
+        [partial(_course, course=course), partial(_survival, before=before, after=after, horizon_ps=horizon_ps)],
+        [partial(_profile, profile=p, reference=reference, name=n, runs=(before, after)) for n, p in profiles.items()],
+    ]
+    error = partial(_vacf_error, before=before, after=after, reference=reference_motion.get("vacf"))
+    if len(profiles) == 1:
+        rows[1].append(error)
+    else:
+        rows.append([error])
+    if "msd" in before.motion:
+        rows[-1].append(partial(_displacement, before=before, after=after, reference=reference_motion, spacing=spacing))
+    if "ramachandran" in reference:
+        runs = {"reference": reference, "before": before.structure, "after": after.structure}
+        rows.append([partial(_ramachandran, title=title, density=run["ramachandran"]) for title, run in runs.items()])
+    figure = Figure(figsize=(11, 4 * len(rows)), layout="constrained")
+    name = iter("abcdefghijklmnopqrstuvwxyz")
+    for panels, part in zip(rows, figure.subfigures(len(rows), 1, squeeze=False)[:, 0], strict=True):
+        for draw, axis in zip(panels, part.subplots(1, len(panels), squeeze=False)[0], strict=True):
+            draw(axis)
+            title = axis.get_title()
+            axis.set_title("")
+            axis.set_title(f"({next(name)}) {title}", loc="left", fontsize=11)
+            axis.spines[["top", "right"]].set_visible(False)
     return figure
 
 
@@ -68,18 +85,28 @@ def _survival(axis, before, after, horizon_ps):
     )
 
 
-def _distances(axis, centre, reference, before, after):
-    axis.plot(centre, reference, color=REFERENCE, label="reference", linewidth=1.2)
+def _profile(axis, profile, reference, name, runs):
+    reference = reference[name]
+    axis.plot(profile.x, reference, color=REFERENCE, label="reference", linewidth=1.2)
     inset = axis.inset_axes([0.52, 0.64, 0.47, 0.28])
-    for run, colour, label in ((before, BEFORE, "before"), (after, AFTER, "after")):
-        axis.plot(centre, run.structure["h_r"], color=colour, label=label, linewidth=1, alpha=0.9)
-        inset.plot(centre, run.structure["h_r"] - reference, color=colour, linewidth=0.8)
+    for run, colour, label in zip(runs, (BEFORE, AFTER), ("before", "after"), strict=True):
+        curve = run.structure[name]
+        axis.plot(profile.x, curve, color=colour, label=label, linewidth=1, alpha=0.9)
+        inset.plot(profile.x, curve - reference, color=colour, linewidth=0.8)
     inset.set_title("difference from the reference", fontsize=8)
     inset.tick_params(labelsize=7)
     axis.legend(frameon=False, loc="upper left", fontsize=9)
-    axis.set(title="distribution of interatomic distances", xlabel="r (Å)", ylabel="h(r) (1/Å)", xlim=(0.5, 8))
+    axis.set(title=profile.title, xlabel=profile.xlabel, ylabel=profile.ylabel, xlim=profile.xlim)
     axis.set_ylim(0, 1.6 * reference.max())
-    inset.set_xlim(0.5, 8)
+    inset.set_xlim(*profile.xlim)
+
+
+def _ramachandran(axis, title, density):
+    edges = np.linspace(-180, 180, len(density) + 1)
+    axis.pcolormesh(edges, edges, np.sqrt(density.T), cmap="Greys", rasterized=True)
+    ticks = [-180, -90, 0, 90, 180]
+    axis.set(title=f"Ramachandran map, {title}", xlabel="φ (degrees)", ylabel="ψ (degrees)", xticks=ticks, yticks=ticks)
+    axis.set_aspect("equal")
 
 
 def _vacf_error(axis, before, after, reference):
@@ -95,6 +122,25 @@ def _vacf_error(axis, before, after, reference):
     axis.set_ylim(bottom=0)
 
 
+def _displacement(axis, before, after, reference, spacing):
+    curves = [(before.motion["msd"], BEFORE, "before"), (after.motion["msd"], AFTER, "after")]
+    if "msd" in reference:
+        curves.append((reference["msd"], REFERENCE, "reference"))
+    whole = [(msd[np.isfinite(msd).all(axis=1)], colour, label) for msd, colour, label in curves]
+    axis.set(title="mean squared displacement of molecules", xlabel="time (ps)", ylabel="Å²")
+    if not any(len(msd) for msd, _, _ in whole):
+        axis.text(0.5, 0.5, "no replica was stable for a whole window", ha="center", transform=axis.transAxes)
+        return
+    for msd, colour, label in whole:
+        if not len(msd):
+            continue
+        time, mean, error = spacing * np.arange(msd.shape[1]), msd.mean(axis=0), msd.std(axis=0) / np.sqrt(len(msd))
+        axis.fill_between(time, mean - 2 * error, mean + 2 * error, color=colour, alpha=0.2, linewidth=0)
+        axis.plot(time, mean, color=colour, label=f"{label} ({len(msd)})", linewidth=1)
+    axis.legend(frameon=False)
+    axis.set(xlim=(0, None), ylim=(0, None))
+
+
 def vacf_errors(run: Evaluation, mean: np.ndarray) -> np.ndarray:
     """Mean absolute error of each replica that was stable for a whole window."""
-    return np.abs(run.vacf - mean).mean(axis=1)[np.isfinite(run.vacf).all(axis=1)]
+    return np.abs(run.motion["vacf"] - mean).mean(axis=1)[np.isfinite(run.motion["vacf"]).all(axis=1)]

@@ -5,16 +5,20 @@ from __future__ import annotations
 import base64
 import html
 import io
-import math
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
+from scipy import stats
 
 from experiments import plots, runtime
 from experiments.evaluation import Evaluation
 from experiments.systems import System
-from stablejax import evaluate
+from stablejax import evaluate, units
+from stablejax.observables import transport
+
+SQUARE_ANGSTROM_PER_PS = 10.0
+"""In 1e-9 m²/s."""
 
 
 def make_record(
@@ -22,13 +26,15 @@ def make_record(
     system: System,
     before: Evaluation,
     after: Evaluation,
-    reference_vacf: np.ndarray | None,
+    reference_motion: dict[str, np.ndarray],
     wall_s: dict[str, float],
 ) -> dict:
     """One JSON object: what was run, on what, and one row per figure."""
     rows = []
     for phase, run in (("before", before), ("after", after)):
-        rows += _phase_rows(config, system, phase, run, reference_vacf)
+        rows += _phase_rows(config, system, phase, run, reference_motion)
+        rows += diffusivity_rows(config, phase, run.motion)
+    rows += diffusivity_rows(config, "reference", reference_motion)
     times = [(run.first_passage_ps, run.is_unstable) for run in (before, after)]
     ratio = evaluate.ratio_of_medians(*times, seed=config.seed)
     rows.append(
@@ -53,9 +59,8 @@ def make_record(
     } | runtime.about()
 
 
-def _phase_rows(config, system, phase, run: Evaluation, reference_vacf) -> list[dict]:
+def _phase_rows(config, system, phase, run: Evaluation, reference_motion) -> list[dict]:
     median = evaluate.median_first_passage(run.first_passage_ps, run.is_unstable)
-    reference = system.structure_reference
     values = [
         ("mean_first_passage_ps", run.first_passage_ps.mean(), "ps"),
         ("fraction_unstable_at_horizon", run.is_unstable.mean(), None),
@@ -63,16 +68,12 @@ def _phase_rows(config, system, phase, run: Evaluation, reference_vacf) -> list[
         ("energy_mae_meV_per_atom", 1000 * run.energy_mae / len(system.dataset.species), "meV"),
         ("force_mae_eV_per_A", run.force_mae, "eV/Å"),
         ("internal_temperature_K", run.temperature_K, "K"),
-        ("h_r_mae", np.abs(run.structure["h_r"] - reference["h_r"]).mean(), "1/Å"),
-        ("bond_length_mae_A", np.abs(run.structure["bond_length"] - reference["bond_length"]).mean(), "Å"),
-        (
-            "bond_angle_mae_degree",
-            math.degrees(np.abs(run.structure["bond_angle"] - reference["bond_angle"]).mean()),
-            "degree",
-        ),
     ]
-    if reference_vacf is not None:
-        errors = plots.vacf_errors(run, reference_vacf.mean(axis=0))
+    for measure in system.measures:
+        difference = np.abs(run.structure[measure.name] - system.structure_reference[measure.name])
+        values.append((measure.metric, measure.factor * difference.mean(), measure.unit))
+    if "vacf" in reference_motion:
+        errors = plots.vacf_errors(run, reference_motion["vacf"].mean(axis=0))
         if len(errors):
             values.append(("vacf_mae", errors.mean(), None))
             values.append(("vacf_mae_std_over_replicas", errors.std(), None))
@@ -94,6 +95,40 @@ def _phase_rows(config, system, phase, run: Evaluation, reference_vacf) -> list[
     return rows
 
 
+def diffusivity_rows(config, phase: str, motion: dict[str, np.ndarray]) -> list[dict]:
+    """Means over replicas, or over windows of the reference, with 95 % intervals; nothing for a molecule."""
+    if "msd" not in motion:
+        return []
+    settings, spacing_fs = config.evaluate, config.evaluate.frame_spacing_fs
+    by_displacement = transport.diffusivity_of_displacement(
+        motion["msd"], spacing=spacing_fs / 1000, first=settings.diffusion_from_ps, last=settings.displacement_ps
+    )
+    by_velocity = transport.diffusivity_of_velocity(
+        motion["velocity_correlation"], spacing=spacing_fs * units.FEMTOSECOND
+    )
+    found = {
+        "diffusivity_1e-9_m2_per_s": by_displacement * SQUARE_ANGSTROM_PER_PS,
+        "diffusivity_green_kubo_1e-9_m2_per_s": by_velocity * 1000 * units.FEMTOSECOND * SQUARE_ANGSTROM_PER_PS,
+    }
+    rows = []
+    for metric, values in found.items():
+        values = values[np.isfinite(values)]
+        if len(values) < 2:
+            continue
+        half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+        mean = float(values.mean())
+        rows.append({"metric": metric, "phase": phase, "value": mean, "low": mean - half, "high": mean + half})
+        rows[-1] |= {"unit": "1e-9 m²/s", "replicas": len(values)}
+    return rows
+
+
+SUMMARISED = (
+    ("h_r_mae", "h(r) MAE", ".4f", "1/Å"),
+    ("rdf_oo_mae", "g(r) of OO, MAE", ".3f", ""),
+    ("diffusivity_1e-9_m2_per_s", "diffusivity", ".2f", "1e-9 m²/s"),
+)
+
+
 def summary(record: dict) -> list[str]:
     """The outcome in a few lines."""
     find = finder(record)
@@ -107,22 +142,27 @@ def summary(record: dict) -> list[str]:
         ),
         (
             f"force MAE: {find('force_mae_eV_per_A', 'before')['value']:.3f} -> "
-            f"{find('force_mae_eV_per_A', 'after')['value']:.3f} eV/Å ({100 * find('force_mae_change')['value']:+.0f} %); "
-            f"h(r) MAE: {find('h_r_mae', 'before')['value']:.4f} -> {find('h_r_mae', 'after')['value']:.4f} 1/Å"
+            f"{find('force_mae_eV_per_A', 'after')['value']:.3f} eV/Å ({100 * find('force_mae_change')['value']:+.0f} %)"
+            + "".join(
+                f"; {label}: {find(metric, 'before')['value']:{form}} -> {find(metric, 'after')['value']:{form}} {unit}"
+                for metric, label, form, unit in SUMMARISED
+                if find(metric, "before") and find(metric, "after")
+            )
         ),
     ]
 
 
-def write_page(run_dir: Path, config, system, record, before, after, course, reference_vacf) -> Path:
+def write_page(run_dir: Path, config, system, record, before, after, course, reference_motion) -> Path:
     """`report.html`, self-contained, and `figure.png` beside it."""
     figure = plots.figure_3(
         course,
         before,
         after,
-        distance_centre=system.distance_centre,
-        reference_h_r=system.structure_reference["h_r"],
-        reference_vacf=reference_vacf,
+        profiles=system.profiles,
+        reference=system.structure_reference,
+        reference_motion=reference_motion,
         horizon_ps=config.evaluate.horizon_ps,
+        spacing=config.evaluate.frame_spacing_fs / 1000,
     )
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
@@ -132,7 +172,7 @@ def write_page(run_dir: Path, config, system, record, before, after, course, ref
         summary="".join(f"<p>{html.escape(line)}</p>" for line in summary(record)),
         figure=base64.b64encode(buffer.getvalue()).decode(),
         criterion=html.escape(system.criterion_name),
-        table=_table(record),
+        table=_table(record, system.measures),
         stages=_stages(record),
         caption=html.escape(_caption(config, system)),
         config=html.escape(str(ConfigDict(record["config"]))),
@@ -144,26 +184,32 @@ def write_page(run_dir: Path, config, system, record, before, after, course, ref
     return path
 
 
-ROWS = (
+FIRST_ROWS = (
     ("median_first_passage_ps", "median stable time (ps)", "{:.2f}"),
     ("mean_first_passage_ps", "mean stable time, censored at the horizon (ps)", "{:.2f}"),
     ("fraction_unstable_at_horizon", "fraction unstable at the horizon", "{:.2f}"),
     ("num_quarantined", "replicas stopped before a non-finite state", "{:.0f}"),
     ("energy_mae_meV_per_atom", "energy MAE, held-out frames (meV/atom)", "{:.2f}"),
     ("force_mae_eV_per_A", "force MAE, held-out frames (eV/Å)", "{:.4f}"),
-    ("h_r_mae", "h(r) MAE (1/Å)", "{:.5f}"),
-    ("bond_length_mae_A", "mean bond lengths, MAE (Å)", "{:.4f}"),
-    ("bond_angle_mae_degree", "mean bond angles, MAE (degrees)", "{:.2f}"),
+)
+LAST_ROWS = (
+    ("diffusivity_1e-9_m2_per_s", "diffusivity by displacement (1e-9 m²/s)", "{:.2f}"),
+    ("diffusivity_green_kubo_1e-9_m2_per_s", "diffusivity by Green–Kubo (1e-9 m²/s)", "{:.2f}"),
     ("vacf_mae", "VACF MAE, mean over replicas", "{:.4f}"),
     ("vacf_mae_std_over_replicas", "VACF MAE, standard deviation over replicas", "{:.4f}"),
     ("internal_temperature_K", "kinetic temperature while stable (K)", "{:.0f}"),
 )
 
 
-def _table(record) -> str:
+def _table(record, measures) -> str:
     find = finder(record)
     lines = []
-    for metric, label, form in ROWS:
+    for metric, label, form in (*FIRST_ROWS, *((m.metric, m.label, m.form) for m in measures), *LAST_ROWS):
+        reference = find(metric, "reference")
+        if metric.startswith("diffusivity") and reference is None:
+            continue
+        if reference is not None:
+            label = f"{label}; reference {_with_error(reference, form)}"
         cells = []
         for phase in ("before", "after"):
             row = find(metric, phase)
@@ -171,10 +217,16 @@ def _table(record) -> str:
                 cells.append("no replica was stable for a window")
             elif metric == "median_first_passage_ps":
                 cells.append(with_interval(row))
+            elif "low" in row:
+                cells.append(_with_error(row, form))
             else:
                 cells.append(form.format(row["value"]))
         lines.append(f"<tr><td>{label}</td><td>{html.escape(cells[0])}</td><td>{html.escape(cells[1])}</td></tr>")
     return "\n".join(lines)
+
+
+def _with_error(row: dict, form: str) -> str:
+    return f"{form.format(row['value'])} ± {form.format(row['high'] - row['value'])}"
 
 
 def _stages(record) -> str:
@@ -194,11 +246,12 @@ def _ran_on(record) -> str:
 def _caption(config, system) -> str:
     evaluation, stable = config.evaluate, config.stable
     return (
-        f"(a) {stable.num_replicas} replicas; unstable means {config.stability.train_threshold_A:g} Å in training. "
-        f"(b) {evaluation.num_replicas} replicas from held-out starts, the same starts and random numbers before and after, "
-        f"looked at after every step; Kaplan-Meier with 95 % pointwise band; {system.criterion_name} is unstable. "
-        f"(c) over the stable frames of (b), all {len(system.dataset.position)} frames of the data set as the reference. "
-        "(d) one value per replica of (b) that was stable for a whole window; in brackets how many."
+        f"Course of training: {stable.num_replicas} replicas, unstable where {system.train_criterion_name}. "
+        f"Replicas still stable: {evaluation.num_replicas} from held-out starts, the same starts and random numbers before "
+        "and after, looked at after every step; Kaplan-Meier with 95 % pointwise band; unstable where "
+        f"{system.criterion_name}. Structure: over the stable frames of these replicas, all "
+        f"{len(system.dataset.position)} frames of the data set as the reference. Velocity autocorrelation: one value per "
+        "replica that was stable for a whole window; in brackets how many."
     )
 
 

@@ -14,7 +14,8 @@ from importlib import metadata
 from pathlib import Path
 
 import jax
-from ml_collections import ConfigDict
+from absl import app
+from ml_collections import ConfigDict, config_flags
 
 from experiments import processes
 
@@ -22,6 +23,18 @@ PACKAGES = ("jax", "jaxlib", "jax-md", "flax", "optax", "numpy", "scipy")
 
 ENVIRONMENT = ("XLA_FLAGS", "GLIBC_TUNABLES")
 """Variables that change how fast a run is."""
+
+
+def start(name: str, build: Callable) -> None:
+    """The command line of an experiment: `--config=FILE`, `experiments/configs/NAME.py` unless given, and its fields.
+
+    Args:
+      name: of the config file.
+      build: `config -> systems.System`.
+    """
+    default = Path(__file__).parent / "configs" / f"{name}.py"
+    config = config_flags.DEFINE_config_file("config", str(default))
+    app.run(lambda _: main(config.value, build))
 
 
 def main(config: ConfigDict, build: Callable) -> None:

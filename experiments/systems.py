@@ -1,4 +1,4 @@
-"""What an experiment is about: a data set, a potential, criteria and observables, put together from a config."""
+"""What the pipeline needs to know of a system, and what `molecules` and `liquids` put it together from."""
 
 from __future__ import annotations
 
@@ -9,22 +9,48 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ase.data import atomic_masses, covalent_radii
 from flax import linen as nn
 from jax import lax
 from ml_collections import ConfigDict
 
 from experiments import memory
 from experiments.data import loaders
-from stablejax import dynamics, losses, potential, stability, units
+from experiments.progress import Progress
+from stablejax import losses, parallel, potential, units
+from stablejax.covariance import Localised
 from stablejax.dynamics import Integrator, langevin, nose_hoover
-from stablejax.geometry import all_pairs
-from stablejax.observables import structure
 from stablejax.potential import MDForm, Potential
 from stablejax.types import Criterion
 
 FRAME_BATCH = 100
 """Frames of a data set that are worked on together, which bounds memory."""
+
+
+class Profile(NamedTuple):
+    """A curve of the structure, drawn before and after beside the reference."""
+
+    x: np.ndarray  # [bin]
+    title: str
+    xlabel: str
+    ylabel: str
+    xlim: tuple[float, float]
+
+
+class Measure(NamedTuple):
+    """A figure of the structure: mean absolute difference from the reference, times `factor`."""
+
+    metric: str
+    name: str  # of the structure
+    label: str
+    unit: str | None
+    form: str
+    factor: float = 1.0
+
+
+LENGTH_MEASURE = Measure("bond_length_mae_A", "bond_length", "mean bond lengths, MAE (Å)", "Å", "{:.4f}")
+ANGLE_MEASURE = Measure(
+    "bond_angle_mae_degree", "bond_angle", "mean bond angles, MAE (degrees)", "degree", "{:.2f}", 180 / np.pi
+)
 
 
 class System(NamedTuple):
@@ -36,102 +62,51 @@ class System(NamedTuple):
     md_form: MDForm
     mass: jax.Array  # [atom] amu
     qm_loss: Callable  # (params, Labelled) -> (L_QM, LabelErrors)
-    map_replicas: Callable[..., Callable]  # see `dynamics.map_replicas`
+    map_replicas: Callable[..., Callable]  # see `parallel.map_replicas`
     integrator: Integrator
     num_removed: int  # degrees of freedom that the integrator holds at rest
     train_criterion: Criterion
     evaluate_criterion: Criterion
     freeze_above: float  # beyond the training criterion, in the learning phase
-    criterion_name: str
+    criterion_name: str  # of the evaluation
+    train_criterion_name: str
+    energies: Callable | Localised  # (params, position) -> what the estimator differentiates
+    subsample: Callable | None  # localised: (positions [sample, atom, 3], mask) -> mask [sample, neighbourhood]
     observable_fn: Callable  # of a position, what is trained on
     reference: Any  # its mean over the reference
     observable_weight: Any
     structure_fn: Callable  # of a position, dict of what is reported
     structure_reference: dict[str, np.ndarray]
-    distance_centre: np.ndarray  # of the bins of h(r), Å
+    profiles: dict[str, Profile]  # by name of the structure
+    measures: tuple[Measure, ...]
+    motion_fn: Callable  # of a window of frames, dict of curves [lag]
+    with_more_pairs: Callable[[], System] | None  # the same with longer neighbour lists
 
 
-def molecule(config: ConfigDict, model: nn.Module) -> System:
-    """A molecule in open boundaries, judged by its bond lengths and trained on its h(r)."""
+def load(config: ConfigDict) -> tuple[loaders.Dataset, loaders.Split]:
+    """The data set of the config, its energies relative to the training set, and which frames are for what."""
     data = config.data
     dataset = loaders.load(data.path, energy_unit=data.energy_unit, length_unit=data.length_unit)
     split = loaders.split(
         dataset, num_train=data.num_train, num_validation=data.num_validation, num_test=data.num_test, seed=config.seed
     )
     # Thousands of eV would not fit into float32: the offset is taken off before.
-    dataset = dataset._replace(energy=dataset.energy - dataset.energy[split.train].mean())
+    return dataset._replace(energy=dataset.energy - dataset.energy[split.train].mean()), split
 
-    bonds, length = stability.find_bonds(dataset.position, covalent_radii[dataset.species])
-    threshold = config.stability.evaluate_threshold_A
-    loaders.check_bonds_kept(dataset, bonds, threshold=threshold)
 
-    centre = structure.bin_centres(config.observable.stop_A, config.observable.width_A)
-    pairs, smearing = all_pairs(len(dataset.species)), config.observable.smearing_A
-    distances = structure.interatomic_distances(pairs, centre, smearing=smearing)
-    angles = structure.bond_angles(structure.angle_triples(bonds))
-    lengths = structure.bond_lengths(bonds)
+def qm_loss(config: ConfigDict, bound: Potential) -> Callable:
+    """L_QM with the weights of the config."""
+    weights = dict(energy_weight=config.pretrain.energy_weight, force_weight=config.pretrain.force_weight)
+    return losses.energy_and_force_loss(bound.energy, **weights)
 
-    def structure_fn(position):
-        return {"h_r": distances(position), "bond_length": lengths(position), "bond_angle": angles(position)}
 
-    structure_reference = _mean_over_frames(structure_fn, dataset.position)
-    observable_fn, observable_weight = _trained_observables(config, dataset, bonds, length)
-
-    bound = potential.bind(model, dataset.species)
+def whole_model(config: ConfigDict, model: nn.Module, dataset: loaders.Dataset) -> tuple[Potential, MDForm]:
+    """The model bound to the system, over all pairs, and the form that is simulated."""
+    bound = potential.bind(model, dataset.species, cell=dataset.cell)
     num_intervals = config.md.table_intervals
-    md_form = (
-        potential.tabulated_form(model, dataset.species, num_intervals=num_intervals)
-        if num_intervals
-        else potential.exact_form(bound)
-    )
-    mass = jnp.asarray(atomic_masses[dataset.species], jnp.float32)
-    integrator, num_removed = _integrator(config, md_form, mass)
-    loss_weights = dict(energy_weight=config.pretrain.energy_weight, force_weight=config.pretrain.force_weight)
-    return System(
-        dataset=dataset,
-        split=split,
-        potential=bound,
-        md_form=md_form,
-        mass=mass,
-        qm_loss=losses.energy_and_force_loss(bound.energy, **loss_weights),
-        map_replicas=partial(
-            dynamics.map_replicas,
-            batch_size=_replica_batch(config, md_form, bound, len(mass)),
-            mesh=dynamics.replica_mesh(),
-        ),
-        integrator=integrator,
-        num_removed=num_removed,
-        train_criterion=stability.bond_length_deviation(bonds, length, threshold=config.stability.train_threshold_A),
-        evaluate_criterion=stability.bond_length_deviation(bonds, length, threshold=threshold),
-        freeze_above=config.stability.learn_threshold_A - config.stability.train_threshold_A,
-        criterion_name=f"a bond is {threshold:g} Å off its mean length",
-        observable_fn=observable_fn,
-        reference=_mean_over_frames(observable_fn, dataset.position),
-        observable_weight=observable_weight,
-        structure_fn=structure_fn,
-        structure_reference=structure_reference,
-        distance_centre=centre,
-    )
-
-
-def _trained_observables(config: ConfigDict, dataset: loaders.Dataset, bonds, length) -> tuple[Callable, dict]:
-    """What is trained on, a dict of a position, and the weight of each in the loss."""
-    settings = config.observable
-    centre = structure.bin_centres(settings.stop_A, settings.width_A)
-    pairs = {"all": all_pairs(len(dataset.species))}
-    if settings.by_element:
-        pairs = {f"{low}-{high}": some for (low, high), some in structure.pairs_by_element(dataset.species).items()}
-    functions = {
-        name: structure.interatomic_distances(some, centre, smearing=settings.smearing_A)
-        for name, some in pairs.items()
-    }
-    weights = dict.fromkeys(functions, settings.weight * settings.width_A / len(functions))
-    if settings.bond_weight:
-        lengths = structure.bond_lengths(bonds)
-        variance = _mean_over_frames(lambda x: (lengths(x) - length) ** 2, dataset.position)
-        functions["bond_variance"] = structure.bond_variances(bonds, length, variance)
-        weights["bond_variance"] = settings.bond_weight / len(length)
-    return lambda position: {name: fn(position) for name, fn in functions.items()}, weights
+    if not num_intervals or not hasattr(model, "energies_from_filters"):
+        return bound, potential.exact_form(bound)
+    return bound, potential.tabulated_form(model, dataset.species, num_intervals=num_intervals, cell=dataset.cell)
 
 
 def key_for(config: ConfigDict, name: str) -> jax.Array:
@@ -151,15 +126,27 @@ def start_positions(system: System, index: np.ndarray, num: int) -> jax.Array:
     return jnp.asarray(system.dataset.position[np.resize(index, num)])
 
 
-def _integrator(config: ConfigDict, md_form: MDForm, mass: jax.Array) -> tuple[Integrator, int]:
+def integrator(config: ConfigDict, md_form: MDForm, mass: jax.Array, *, is_periodic: bool) -> tuple[Integrator, int]:
+    """Of the config's thermostat, and the degrees of freedom that it holds at rest."""
     md = config.md
-    common = dict(kT=units.thermal_energy(md.temperature_K), timestep=md.timestep_fs * units.FEMTOSECOND)
+    common = dict(
+        kT=units.thermal_energy(md.temperature_K), timestep=md.timestep_fs * units.FEMTOSECOND, lists=md_form.lists
+    )
     damping_time = md.damping_time_fs * units.FEMTOSECOND
     if md.thermostat == "langevin":
         return langevin(md_form.energy, mass, friction=1 / damping_time, **common), 0
     if md.thermostat == "nose_hoover":
-        return nose_hoover(md_form.energy, mass, damping_time=damping_time, **common), 6
+        num_removed = 3 if is_periodic else 6
+        return nose_hoover(
+            md_form.energy, mass, damping_time=damping_time, num_removed=num_removed, **common
+        ), num_removed
     raise ValueError(f"config.md.thermostat has to be langevin or nose_hoover, got {md.thermostat!r}.")
+
+
+def map_replicas(config: ConfigDict, md_form: MDForm, bound: Potential, num_atoms: int) -> Callable[..., Callable]:
+    """Replicas shared between all devices, as many side by side as suits them."""
+    batch_size = _replica_batch(config, md_form, bound, num_atoms)
+    return partial(parallel.map_replicas, batch_size=batch_size, mesh=parallel.replica_mesh())
 
 
 def _replica_batch(config: ConfigDict, md_form: MDForm, bound: Potential, num_atoms: int) -> int | None:
@@ -169,6 +156,32 @@ def _replica_batch(config: ConfigDict, md_form: MDForm, bound: Potential, num_at
     return None if batch >= per_device > 1 else batch
 
 
-def _mean_over_frames(fn: Callable, position: np.ndarray) -> Any:
+def mean_over_frames(fn: Callable, position: np.ndarray) -> Any:
+    """Of a function of a position."""
     means = jax.jit(lambda frames: jax.tree.map(partial(jnp.mean, axis=0), lax.map(fn, frames, batch_size=FRAME_BATCH)))
     return jax.tree.map(np.asarray, means(position))
+
+
+def lengthen_lists(system: System, progress: Progress) -> System:
+    """The system with more places in its neighbour lists; the step that was short of them has to be repeated."""
+    assert system.with_more_pairs is not None
+    progress.say("a neighbour list is too short for the next step: lists are made longer and the step is repeated")
+    return system.with_more_pairs()
+
+
+def num_lags(longest_fs: float, config: ConfigDict, name: str) -> int:
+    """Lags from 0 to the longest, one for each frame of the evaluation."""
+    spacing_fs = config.evaluate.frame_spacing_fs
+    whole(spacing_fs / config.md.timestep_fs, "evaluate.frame_spacing_fs")
+    return whole(longest_fs / spacing_fs, name) + 1
+
+
+def whole(value: float, name: str) -> int:
+    """The value of a setting that counts steps of another.
+
+    Raises:
+      ValueError: it is not a whole number, at least 1.
+    """
+    if value < 1 or abs(value - round(value)) > 1e-6:
+        raise ValueError(f"config.{name} has to be a whole number of the steps it counts, got {value:g} of them.")
+    return round(value)

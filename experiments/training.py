@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 from experiments import memory, systems
 from experiments.progress import Progress
 from experiments.systems import System
-from stablejax import boltzmann, diagnostics, dynamics, losses, pretrain, refine, reweighting, stable, units
-from stablejax.dynamics import REPLICA_AXIS
+from stablejax import boltzmann, diagnostics, losses, parallel, pretrain, refine, reweighting, stable, units
+from stablejax.parallel import REPLICA_AXIS
 from stablejax.types import Params
 
 REPLICATED, SHARDED = PartitionSpec(), PartitionSpec(REPLICA_AXIS)
@@ -61,7 +61,7 @@ def run_pretraining(config: ConfigDict, system: System, progress: Progress) -> P
 
 def build_pretraining(settings: ConfigDict, system: System):
     """`init(params) -> state` and `run(state, frames, index of each batch) -> (state, info of each step)`."""
-    mesh = dynamics.replica_mesh()
+    mesh = parallel.replica_mesh()
     if settings.batch_size % mesh.size:
         raise ValueError(
             f"config.pretrain.batch_size = {settings.batch_size} cannot be shared evenly by {mesh.size} devices: "
@@ -85,13 +85,13 @@ def build_pretraining(settings: ConfigDict, system: System):
 def _build_refinement(config: ConfigDict, system: System) -> refine.Refinement:
     """From samples, shared between all devices, to new parameters."""
     settings, kT = config.stable, units.thermal_energy(config.md.temperature_K)
-    mesh = dynamics.replica_mesh()
+    mesh = parallel.replica_mesh()
     _check_trust(settings, mesh.size)
     chunk_size = settings.estimator_chunk or memory.estimator_chunk(system.potential, len(system.mass))
     shared = partial(jax.shard_map, mesh=mesh, check_vma=False)
     value_and_grad = boltzmann.boltzmann_value_and_grad(
         losses.observable_loss(system.reference, system.observable_weight),
-        system.potential.energy,
+        system.energies,
         system.observable_fn,
         kT=kT,
         chunk_size=chunk_size,
@@ -99,11 +99,13 @@ def _build_refinement(config: ConfigDict, system: System) -> refine.Refinement:
     )
 
     def observable_grad(params, position, mask, weight):
+        mask = mask if system.subsample is None else system.subsample(position, mask)
         return value_and_grad(params, position, mask=mask, weight=weight)
 
     def signal_to_noise(params, position, mask):
         # Replicas know nothing of each other, so each is whole in one block.
         replica = jnp.arange(len(mask)) * (settings.num_replicas // mesh.size) // len(mask)
+        mask = mask if system.subsample is None else system.subsample(position, mask)
         trust = diagnostics.gradient_trust(value_and_grad, num_blocks=settings.trust_blocks)
         return trust(params, position, block=replica % settings.trust_blocks, mask=mask).signal_to_noise
 
@@ -163,23 +165,26 @@ def run_stable(
 ) -> stable.StableState:
     """Cycles of simulation and learning, from where `state` and `tracker` stand; `save` is called after every step."""
     settings = config.stable
-    training = build_stable_training(config, system)
-    simulate = jax.jit(training.simulate, donate_argnames="state")
-    learn = jax.jit(training.learn, static_argnames="num_rounds", donate_argnames="state")
+    simulate, learn = _compiled(config, system)
     _check_memory(config, system, simulate, learn, state)
     ps_per_step = config.md.timestep_fs / 1000
     most_calls = settings.max_simulation_ps / (settings.steps_per_epoch * ps_per_step)
     simulated_ps = tracker[-1]["simulated_ps"] if tracker else 0.0
     calls = 0
     while int(state.cycle) < settings.num_cycles:
-        cycle, epoch = int(state.cycle), int(state.epoch)
+        cycle, epoch, before = int(state.cycle), int(state.epoch), state
         info: stable.SimulateInfo | stable.LearnInfo
         if int(state.phase) == stable.SIMULATE:
             state, info = simulate(state)
-            calls = 0 if int(state.phase) == stable.LEARN else calls + 1
         else:
             num_rounds = _num_rounds(settings, tracker[-1])
             state, info = learn(state, _static_batch(config, system, cycle, epoch), num_rounds=num_rounds)
+        if int(info.num_overfull):
+            system, state = systems.lengthen_lists(system, progress), before
+            simulate, learn = _compiled(config, system)
+            continue
+        if isinstance(info, stable.SimulateInfo):
+            calls = 0 if int(state.phase) == stable.LEARN else calls + 1
         simulated_ps += float(info.num_steps) * ps_per_step
         entry = _course_entry(info, cycle, simulated_ps)
         tracker.append(entry)
@@ -198,6 +203,16 @@ def run_stable(
             )
             break
     return state
+
+
+def _compiled(config: ConfigDict, system: System) -> tuple[Callable, Callable]:
+    """`simulate` and `learn`. Buffers are given up, unless a step may have to be repeated."""
+    training = build_stable_training(config, system)
+    donated = None if system.with_more_pairs else "state"
+    return (
+        jax.jit(training.simulate, donate_argnames=donated),
+        jax.jit(training.learn, static_argnames="num_rounds", donate_argnames=donated),
+    )
 
 
 def _check_memory(config: ConfigDict, system: System, simulate, learn, state) -> None:

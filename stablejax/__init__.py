@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from stablejax.boltzmann import boltzmann_grad, boltzmann_value_and_grad, expectation, localised
 
 if TYPE_CHECKING:
+    from stablejax.geometry import neighbour_lists
     from stablejax.losses import energy_and_force_loss, observable_loss
     from stablejax.models.gemnet import GemNetT
     from stablejax.models.nequip import NequIP
@@ -29,6 +30,7 @@ __all__ = [
     "expectation",
     "listed_form",
     "localised",
+    "neighbour_lists",
     "observable_loss",
     "pretraining",
     "stable_training",
@@ -45,6 +47,7 @@ _MODULES = {
     "energy_and_forces": "potential",
     "exact_form": "potential",
     "listed_form": "potential",
+    "neighbour_lists": "geometry",
     "observable_loss": "losses",
     "pretraining": "pretrain",
     "stable_training": "stable",

@@ -1,4 +1,4 @@
-"""NVT dynamics of one replica, a run of steps that stops at the first violation, and many replicas at once.
+"""NVT dynamics of one replica, and a run of its steps that stops at the first violation.
 
 The integrators are jax-md's, with two things put right: the Nosé–Hoover chain counts the degrees of freedom that are
 free to move, and initial momenta are Maxwell–Boltzmann for every element.
@@ -12,23 +12,25 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec
 from jax_md import simulate, space
 
-from stablejax.types import Array, Bool, Criterion, Float, Frame, Int, Key, Position
+from stablejax.geometry import NeighbourList, NeighbourLists
+from stablejax.types import Array, Bool, Criterion, Float, Frame, Int, Key, Position, RunningCriterion
 
 _, _SHIFT_FREE = space.free()
-REPLICA_AXIS = "replica"
-"""Name of the mesh axis over which replicas are sharded."""
 
 
 class Integrator(NamedTuple):
-    """`init(key, prepared, position) -> md_state` and `step(prepared, md_state) -> md_state`."""
+    """`init(key, prepared, position) -> md_state` and `step(prepared, md_state) -> md_state`.
+
+    With `lists`, those of the potential's form, both are given `(prepared, neighbour list)`; see
+    `potential.listed_form`.
+    """
 
     init: Callable[[Key, Any, Position], Any]
     step: Callable[[Any, Any], Any]
+    lists: NeighbourLists | None = None
 
 
 class Replica(NamedTuple):
@@ -39,6 +41,8 @@ class Replica(NamedTuple):
     violation: Float[Array, ""]  # largest value of the criterion since the start: unstable above 0
     is_frozen: Bool[Array, ""]  # stopped: by the criterion, or before a state that was not finite
     is_finite: Bool[Array, ""]  # False: quarantined, `md` is the last finite state
+    is_overfull: Bool[Array, ""]  # True: waits, its neighbour list has too few places for the next step
+    memory: Any  # of the criterion
 
     @property
     def is_unstable(self) -> Bool[Array, ""]:
@@ -82,6 +86,7 @@ def langevin(
     kT: float,
     timestep: float,
     friction: float,
+    lists: NeighbourLists | None = None,
 ) -> Integrator:
     """Langevin dynamics by jax-md's BAOAB splitting: all 3N degrees of freedom are thermal.
 
@@ -91,6 +96,7 @@ def langevin(
       kT: eV.
       timestep: internal unit of time.
       friction: rate at which velocities forget, per internal unit of time.
+      lists: of the form whose energy is given, where it has any.
     """
     mass = jnp.asarray(mass)
     init_fn, step_fn = simulate.nvt_langevin(_force_fn(energy_fn), _SHIFT_FREE, dt=timestep, kT=kT, gamma=friction)
@@ -103,7 +109,7 @@ def langevin(
         momenta = (mass[:, None] * velocity).astype(position.dtype)
         return init_fn(thermostat_key, position, mass=mass, momenta=momenta, prepared=prepared)
 
-    return Integrator(init, lambda prepared, state: step_fn(state, prepared=prepared))
+    return Integrator(init, lambda prepared, state: step_fn(state, prepared=prepared), lists)
 
 
 def nose_hoover(
@@ -116,10 +122,13 @@ def nose_hoover(
     chain_length: int = 3,
     chain_steps: int = 1,
     suzuki_yoshida_steps: int = 1,
+    num_removed: int = 6,
+    lists: NeighbourLists | None = None,
 ) -> Integrator:
-    """Nosé–Hoover chain of an isolated molecule: 3N − 6 thermal degrees of freedom, at rest and without rotation.
+    """Nosé–Hoover chain: 3N − 6 thermal degrees of freedom of a molecule at rest and without rotation, or 3N − 3.
 
-    The chain conserves the directions of momentum and angular momentum, so both are set to 0 and not counted.
+    The chain conserves the directions of momentum and, in open boundaries, angular momentum, so these are set to 0 and
+    not counted. One chain over stiff modes that hardly exchange energy, as in flexible water, warms them slowly.
 
     Args:
       energy_fn: `(prepared, position) -> eV`.
@@ -130,15 +139,19 @@ def nose_hoover(
       chain_length: thermostats in the chain.
       chain_steps: substeps of the chain in a step.
       suzuki_yoshida_steps: 1, 3, 5 or 7.
+      num_removed: 6 in open boundaries; 3 in a periodic cell, where angular momentum is not conserved.
+      lists: of the form whose energy is given, where it has any.
 
     Raises:
-      ValueError: fewer than 3 atoms (3N − 6 would not be positive).
+      ValueError: fewer than 3 atoms (3N − 6 would not be positive); `num_removed` is neither 3 nor 6.
     """
     mass = jnp.asarray(mass)
     if len(mass) < 3:
         raise ValueError(
             f"`nose_hoover`: needs at least 3 atoms for 3N - 6 degrees of freedom, got {len(mass)}: use `langevin`."
         )
+    if num_removed not in (3, 6):
+        raise ValueError(f"`nose_hoover`: `num_removed` is 6 in open boundaries, 3 in a cell, got {num_removed}.")
     init_fn, step_fn = simulate.nvt_nose_hoover(
         _force_fn(energy_fn),
         _SHIFT_FREE,
@@ -151,12 +164,12 @@ def nose_hoover(
     )
 
     def init(key, prepared, position):
-        velocity = maxwell_boltzmann(key, mass, kT=kT, position=position)
+        velocity = maxwell_boltzmann(key, mass, kT=kT, position=position if num_removed == 6 else None)
         momenta = (mass[:, None] * velocity).astype(position.dtype)
         state = init_fn(key, position, mass=mass, momenta=momenta, prepared=prepared)
-        return state.set(chain=state.chain.set(degrees_of_freedom=3 * len(mass) - 6))
+        return state.set(chain=state.chain.set(degrees_of_freedom=3 * len(mass) - num_removed))
 
-    return Integrator(init, lambda prepared, state: step_fn(state, prepared=prepared))
+    return Integrator(init, lambda prepared, state: step_fn(state, prepared=prepared), lists)
 
 
 def kinetic_temperature(velocity: Float[Array, "*batch atom 3"], mass: Float[Array, " atom"], *, num_removed: int):
@@ -165,24 +178,49 @@ def kinetic_temperature(velocity: Float[Array, "*batch atom 3"], mass: Float[Arr
     return 2 * kinetic / (3 * len(mass) - num_removed)
 
 
-def init_replica(integrator: Integrator, key: Key, prepared: Any, position: Position) -> Replica:
-    """A replica at `position` with velocities drawn from `key`, at step 0."""
-    return _unfrozen(integrator.init(key, prepared, position), jnp.int32(0))
+def init_replica(
+    integrator: Integrator, key: Key, prepared: Any, position: Position, criterion: Criterion | None = None
+) -> Replica:
+    """A replica at `position` with velocities drawn from `key`, at step 0.
+
+    A criterion that remembers has to be given; where the neighbour list has too few places `is_overfull` is set.
+    """
+    listed = _find(integrator, position)
+    md = integrator.init(key, _given(integrator, prepared, listed), position)
+    is_overfull = jnp.bool(False) if listed is None else listed.is_overfull
+    return _unfrozen(md, jnp.int32(0), criterion)._replace(is_overfull=is_overfull)
 
 
-def restart(replica: Replica) -> Replica:
+def restart(replica: Replica, criterion: Criterion | None = None) -> Replica:
     """The replica, free to move and with its record of violations cleared. Its step is kept."""
-    return _unfrozen(replica.md, replica.step)
+    return _unfrozen(replica.md, replica.step, criterion)
 
 
-def _unfrozen(md, step) -> Replica:
+def _unfrozen(md, step, criterion) -> Replica:
     return Replica(
         md=md,
         step=step,
         violation=jnp.full(step.shape, -jnp.inf, md.position.dtype),
         is_frozen=jnp.zeros(step.shape, bool),
         is_finite=jnp.ones(step.shape, bool),
+        is_overfull=jnp.zeros(step.shape, bool),
+        memory=criterion.init() if isinstance(criterion, RunningCriterion) else (),
     )
+
+
+def _find(integrator: Integrator, position: Position) -> NeighbourList | None:
+    return None if integrator.lists is None else integrator.lists.find(position)
+
+
+def _given(integrator: Integrator, prepared, listed: NeighbourList | None):
+    """What the energy function takes before the position."""
+    return prepared if integrator.lists is None else (prepared, listed)
+
+
+def _update(criterion: Criterion, memory, position: Position):
+    if isinstance(criterion, RunningCriterion):
+        return criterion.update(memory, position)
+    return memory, criterion(position)
 
 
 def frame_of(replica: Replica) -> Frame:
@@ -202,26 +240,58 @@ def advance(
     """Steps up to `until_step`, or up to and including the first step at which the criterion exceeds `freeze_above`.
 
     The criterion is looked at after every step. A step to a non-finite state is not taken: the replica keeps the state
-    before it and is marked. Frozen replicas cost nothing where replicas run one after the other.
+    before it and is marked. Neither is one for which the neighbour list has too few places: the replica waits, and goes
+    on from there when it is given to an integrator with more. Frozen replicas cost nothing where replicas run one after
+    the other.
     """
+    return _advance(integrator, criterion, prepared, _running(integrator, replica), until_step, freeze_above).replica
 
-    def is_running(replica: Replica):
-        return ~replica.is_frozen & (replica.step < until_step)
 
-    def take_step(replica: Replica):
-        md = integrator.step(prepared, replica.md)
-        violation = criterion(md.position)
+class _Running(NamedTuple):
+    """What is carried through the steps of a call."""
+
+    replica: Replica
+    listed: NeighbourList | None
+    is_stale: Bool[Array, ""]  # the step was more than the list covers, and is taken again with a new one
+
+
+def _running(integrator: Integrator, replica: Replica) -> _Running:
+    replica = replica._replace(is_overfull=jnp.zeros_like(replica.is_overfull))
+    return _Running(replica, _find(integrator, replica.md.position), jnp.zeros_like(replica.is_overfull))
+
+
+def _advance(integrator, criterion, prepared, running: _Running, until_step, freeze_above) -> _Running:
+    def is_going(running):
+        replica = running.replica
+        return ~replica.is_frozen & ~replica.is_overfull & (replica.step < until_step)
+
+    def take_step(running):
+        replica, listed, is_stale = running
+        position = replica.md.position
+        if integrator.lists is not None:
+            listed = integrator.lists.update(listed, position, is_going(running), is_stale)
+        md = integrator.step(_given(integrator, prepared, listed), replica.md)
+        memory, violation = _update(criterion, replica.memory, md.position)
         is_finite = jnp.all(jnp.isfinite(md.position)) & jnp.all(jnp.isfinite(md.momentum)) & jnp.isfinite(violation)
-        md = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), md, replica.md)
-        return Replica(
-            md=md,
+        keep = lambda new, old: jax.tree.map(partial(jnp.where, is_finite), new, old)  # noqa: E731
+        stepped = replica._replace(
+            md=keep(md, replica.md),
             step=replica.step + 1,
             violation=jnp.where(is_finite, jnp.maximum(violation, replica.violation), replica.violation),
             is_frozen=~(is_finite & (violation <= freeze_above)),
             is_finite=is_finite,
+            memory=keep(memory, replica.memory),
+        )
+        if integrator.lists is None:
+            return _Running(stepped, None, is_stale)
+        # Once: what a new list does not cover either is a state that is not finite.
+        is_stale = ~is_stale & ~integrator.lists.covers(listed, md.position) & ~listed.is_overfull
+        waiting = replica._replace(is_overfull=listed.is_overfull)
+        return _Running(
+            jax.tree.map(partial(jnp.where, is_stale | listed.is_overfull), waiting, stepped), listed, is_stale
         )
 
-    return lax.while_loop(is_running, take_step, replica)
+    return lax.while_loop(is_going, take_step, running)
 
 
 def sample(
@@ -236,91 +306,19 @@ def sample(
 ) -> tuple[Replica, Trajectory]:
     """`num_frames` times `steps_per_frame` steps, keeping the frame at the end of each; memory is that of the frames.
 
-    A replica that is frozen on the way stays there; its frames from then on are marked as not valid.
+    A replica that is frozen on the way stays there, and one whose neighbour list is overfull waits; its frames from
+    then on are marked as not valid.
     """
     start = replica.step
 
-    def next_frame(replica, index):
+    def next_frame(running, index):
         until_step = start + (index + 1) * steps_per_frame
-        replica = advance(integrator, criterion, prepared, replica, until_step, freeze_above=freeze_above)
-        return replica, Trajectory(frame_of(replica), ~replica.is_frozen)
+        running = _advance(integrator, criterion, prepared, running, until_step, freeze_above)
+        replica = running.replica
+        return running, Trajectory(frame_of(replica), ~replica.is_frozen & ~replica.is_overfull)
 
-    return lax.scan(next_frame, replica, jnp.arange(num_frames))
-
-
-def map_replicas(
-    fn: Callable,
-    *,
-    batch_size: int | None = None,
-    mesh: Mesh | None = None,
-    is_active: Callable[[Any], Bool[Array, ""]] | None = None,
-) -> Callable:
-    """`fn(shared, one)` over axis 0 of `many`: `(shared, many) -> stacked`.
-
-    Args:
-      fn: function of what all replicas share and of one replica's pytree.
-      batch_size: replicas that run side by side on a device (`vmap`); the others follow in turn. None: all.
-        1 suits the caches of a CPU, None a GPU.
-      mesh: devices to share the replicas between, by their axis `replica`. Their number has to divide the replicas'.
-      is_active: of one replica's pytree, whether `fn` has work to do, as `advance` has with a replica that is not
-        frozen. Replicas without work are put side by side, so that nobody waits for others beside them: on each device,
-        those with work run on a half, a quarter or an eighth of the width where they fit. None: all have work.
-    """
-
-    def in_order(shared, many):
-        one_fn = lambda one: fn(shared, one)  # noqa: E731
-        if batch_size is None:
-            return jax.vmap(one_fn)(many)
-        # A batch of one is a plain loop, in which frozen replicas are skipped.
-        return lax.map(one_fn, many, batch_size=None if batch_size == 1 else batch_size)
-
-    def mapped(shared, many):
-        if is_active is None or batch_size == 1:
-            return in_order(shared, many)
-        has_work = jax.vmap(is_active)(many)
-        order = jnp.argsort(~has_work, stable=True)
-        many = jax.tree.map(lambda leaf: leaf[order], many)
-        if batch_size is None:
-            widths = _widths(len(order))
-            runs = [partial(_run_apart, partial(in_order, shared), width) for width in widths]
-            done = lax.switch(jnp.searchsorted(jnp.asarray(widths), jnp.sum(has_work)), runs, many)
-        else:
-            done = in_order(shared, many)
-        return jax.tree.map(lambda leaf: leaf[jnp.argsort(order)], done)
-
-    if mesh is None:
-        return mapped
-    replicated, sharded = PartitionSpec(), PartitionSpec(REPLICA_AXIS)
-    sharded_fn = jax.shard_map(mapped, mesh=mesh, in_specs=(replicated, sharded), out_specs=sharded, check_vma=False)
-
-    def checked(shared, many):
-        num_replicas = jax.tree.leaves(many)[0].shape[0]
-        if num_replicas % mesh.shape[REPLICA_AXIS]:
-            raise ValueError(
-                f"`map_replicas`: {num_replicas} replicas cannot be shared evenly by {mesh.shape[REPLICA_AXIS]} "
-                "devices: choose a multiple of the number of devices."
-            )
-        return sharded_fn(shared, many)
-
-    return checked
-
-
-def _widths(num_replicas: int) -> list[int]:
-    """An eighth, a quarter, a half and all of them, rounded up, each once."""
-    return sorted({-(-num_replicas // parts) for parts in (8, 4, 2, 1)})
-
-
-def _run_apart(fn: Callable, width: int, many):
-    """`fn` of the first `width` and of the rest, one after the other."""
-    if width == jax.tree.leaves(many)[0].shape[0]:
-        return fn(many)
-    first, rest = jax.tree.map(lambda leaf: leaf[:width], many), jax.tree.map(lambda leaf: leaf[width:], many)
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts), fn(first), fn(rest))
-
-
-def replica_mesh(devices: list | None = None) -> Mesh:
-    """All devices, or those given, in a row named `replica`."""
-    return Mesh(np.array(devices if devices is not None else jax.devices()), (REPLICA_AXIS,))
+    running, trajectory = lax.scan(next_frame, _running(integrator, replica), jnp.arange(num_frames))
+    return running.replica, trajectory
 
 
 def _force_fn(energy_fn):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from stablejax.types import Array, Float, Int, Position
+from stablejax.types import Array, Bool, Float, Int, Position
 
 
 class Pairs(NamedTuple):
@@ -101,3 +103,105 @@ def pair_distances(
 ) -> Float[Array, " pair"]:
     """Distances of the pairs, Å. Differentiable, also at 0."""
     return safe_norm(pair_vectors(position, pairs, cell))
+
+
+class NeighbourList(NamedTuple):
+    """Pairs that may come within the cutoff while no atom moves by more than half the skin."""
+
+    pairs: Pairs  # padded
+    position: Position  # where it was made, Å
+    is_overfull: Bool[Array, ""]  # there were more pairs than places: some are missing
+
+
+class NeighbourLists(NamedTuple):
+    """`find(position) -> list`, `update(list, position, is_active, is_wanted) -> list`, `covers(list, position)`.
+
+    `update` makes a list where atoms have moved, or where it `is_wanted`, and not for what is not active.
+    """
+
+    find: Callable[[Position], NeighbourList]
+    update: Callable[[NeighbourList, Position, Bool[Array, ""], Bool[Array, ""]], NeighbourList]
+    covers: Callable[[NeighbourList, Position], Bool[Array, ""]]
+
+
+def neighbour_lists(
+    num_atoms: int,
+    *,
+    cutoff: float,
+    skin: float,
+    num_pairs: int,
+    cell: Float[np.ndarray, "3 3"] | None = None,
+) -> NeighbourLists:
+    """Lists of the pairs within `cutoff + skin`, made again when an atom has moved by a quarter of the skin.
+
+    Replicas side by side under `vmap` make theirs together, when the first of those that are active needs it: a branch
+    of its own for each would turn into a selection, in which every list is made at every step. All distances are
+    computed to make a list, so it is for up to some thousand atoms.
+
+    Args:
+      num_atoms: of the system.
+      cutoff: Å.
+      skin: Å. Wide: more pairs at every step; narrow: lists are made more often.
+      num_pairs: places for pairs; see `most_pairs`. A list that is overfull says so.
+      cell: lattice vectors in rows, Å, positions wrapped or not. None: open boundaries.
+
+    Raises:
+      ValueError: no place for any pair; the skin is not positive; the cell is too small for the cutoff.
+    """
+    if num_pairs < 1 or skin <= 0:
+        raise ValueError(
+            f"`neighbour_lists`: `num_pairs` must be at least 1 and `skin` positive, got {num_pairs} and {skin:g}."
+        )
+    cell = None if cell is None else check_cell(cell, cutoff=cutoff)
+    every_pair = all_pairs(num_atoms)
+
+    def find(position):
+        is_near = pair_distances(position, every_pair, cell) < cutoff + skin
+        (index,) = jnp.nonzero(is_near, size=num_pairs, fill_value=len(is_near))
+        take = lambda atom: jnp.asarray(atom).at[index].get(mode="fill", fill_value=num_atoms)  # noqa: E731
+        return NeighbourList(Pairs(*map(take, every_pair)), position, jnp.sum(is_near) > num_pairs)
+
+    def furthest(listed, position):
+        return jnp.max(safe_norm(position - listed.position))
+
+    def update(listed, position, is_active, is_wanted):
+        # Half of the skin is what the list covers; the other quarter is for the coming step.
+        is_due = is_active & (is_wanted | (furthest(listed, position) > 0.25 * skin))
+        return lax.cond(_any_side_by_side(is_due), lambda: find(position), lambda: listed)
+
+    return NeighbourLists(find, update, covers=lambda listed, position: furthest(listed, position) <= 0.5 * skin)
+
+
+def most_pairs(
+    position: Float[np.ndarray, "frame atom 3"],
+    *,
+    cutoff: float,
+    skin: float,
+    cell: Float[np.ndarray, "3 3"] | None = None,
+    margin: float = 1.15,
+) -> int:
+    """Places that a neighbour list needs: the largest number of pairs in any of the frames, times `margin`.
+
+    Args:
+      position: frames, Å.
+      cutoff: Å.
+      skin: Å.
+      cell: lattice vectors in rows, Å.
+      margin: at most all pairs.
+    """
+    pairs = all_pairs(position.shape[1])
+    count = jax.jit(lambda x: jnp.sum(pair_distances(x, pairs, cell) < cutoff + skin))
+    largest = max(int(count(x)) for x in np.asarray(position))
+    return min(int(np.ceil(margin * max(largest, 1))), len(pairs.first))
+
+
+@jax.custom_batching.custom_vmap
+def _any_side_by_side(flag: Bool[Array, ""]) -> Bool[Array, ""]:
+    """The flag; under `vmap` whether it is set anywhere, not batched, so that `lax.cond` stays a branch."""
+    return flag
+
+
+@_any_side_by_side.def_vmap
+def _any_of_all(axis_size, in_batched, flag):
+    del axis_size, in_batched
+    return _any_side_by_side(jnp.any(flag)), False

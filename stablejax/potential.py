@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax import lax
 
 from stablejax import tabulate
-from stablejax.geometry import Pairs, all_pairs, check_cell, pair_distances, pair_vectors, safe_norm
+from stablejax.geometry import NeighbourLists, Pairs, all_pairs, check_cell, pair_vectors, safe_norm
 from stablejax.types import Array, AtomEnergyFn, EnergyFn, Float, Key, Params, Position, Species
 
 
@@ -31,10 +32,15 @@ class Potential(NamedTuple):
 
 
 class MDForm(NamedTuple):
-    """A potential as molecular dynamics runs it: `prepare` once per set of parameters, `energy` at every step."""
+    """A potential as molecular dynamics runs it: `prepare` once per set of parameters, `energy` at every step.
+
+    `energy(prepared, position, pairs=None)`, eV; over all pairs where none are given. With `lists` it is
+    `energy((prepared, neighbour list), position)`; see `listed_form`.
+    """
 
     prepare: Callable[[Params], Any]
-    energy: Callable[[Any, Position], Float[Array, ""]]
+    energy: Callable[..., Float[Array, ""]]
+    lists: NeighbourLists | None = None
 
 
 def bind(
@@ -96,7 +102,7 @@ def tabulated_form(
       cell: see `bind`.
       scale: see `bind`.
     """
-    species, pairs, cell = _system(model, species, cell)
+    species, every_pair, cell = _system(model, species, cell)
     scale = np.asarray(scale)
 
     def filters(params: Params, distance) -> Any:
@@ -106,8 +112,9 @@ def tabulated_form(
         of_all = lambda distance: jnp.concatenate(filters(params, distance), axis=1)  # noqa: E731
         return params, tabulate.radial_table(of_all, cutoff=model.cutoff, num_intervals=num_intervals)
 
-    def energy(prepared, position: Position) -> Float[Array, ""]:
+    def energy(prepared, position: Position, pairs: Pairs | None = None) -> Float[Array, ""]:
         params, table = prepared
+        pairs = every_pair if pairs is None else pairs
         vector = pair_vectors(position, pairs, cell)
         values = tabulate.evaluate(table, safe_norm(vector))
         sizes = [one.shape[1] for one in jax.eval_shape(filters, params, vector[:, 0])]
@@ -118,44 +125,50 @@ def tabulated_form(
     return MDForm(prepare, energy)
 
 
-def listed_form(
-    model: nn.Module,
-    species: Species,
-    *,
-    num_pairs: int,
-    cell: Float[np.ndarray, "3 3"] | None = None,
-    scale: float | Float[np.ndarray, " atom"] = 1.0,
-) -> MDForm:
-    """The potential itself over the pairs within the cutoff, which are found anew at every step.
+def listed_form(form: MDForm, lists: NeighbourLists) -> MDForm:
+    """Only over the pairs of a neighbour list: worth it where far more pairs are beyond the cutoff than within.
 
-    Worth it where far more pairs are beyond the cutoff than within. All distances are computed, so it is for up to some
-    thousand atoms.
+    Where the list has too few places, or an atom has moved further than it covers, energy and forces are not a number;
+    `dynamics` makes lists in time, and says where they are overfull.
+
+    >>> import jax, numpy as np
+    >>> from stablejax import SchNet, exact_form, neighbour_lists
+    >>> model, species, cell = SchNet(num_blocks=1), np.tile([8, 1, 1], 27), 10.0 * np.eye(3)
+    >>> lists = neighbour_lists(len(species), cutoff=model.cutoff, skin=0.5, num_pairs=2500, cell=cell)
+    >>> potential = bind(model, species, cell=cell)
+    >>> form = listed_form(exact_form(potential), lists)
+    >>> params, position = potential.init(jax.random.key(0)), 10 * jax.random.uniform(jax.random.key(1), (81, 3))
+    >>> bool(abs(form.energy((params, lists.find(position)), position) - potential.energy(params, position)) < 1e-3)
+    True
 
     Args:
-      model: as for `bind`.
-      species: atomic numbers.
-      num_pairs: places for pairs. Where there are more pairs within the cutoff, energy and forces are not a number.
-      cell: see `bind`.
-      scale: see `bind`.
-
-    Raises:
-      ValueError: no place for any pair.
+      form: any form that takes pairs.
+      lists: for the model's cutoff; see `geometry.neighbour_lists`. Give them to the integrator too.
     """
-    if num_pairs < 1:
-        raise ValueError(f"`listed_form`: `num_pairs` must be at least 1, got {num_pairs}.")
-    potential = bind(model, species, cell=cell, scale=scale)
-    species, every_pair, cell = _system(model, species, cell)
-    num_atoms = len(species)
 
-    def energy(params, position: Position) -> Float[Array, ""]:
-        is_near = pair_distances(position, every_pair, cell) < model.cutoff
-        (index,) = jnp.nonzero(is_near, size=num_pairs, fill_value=len(is_near))
-        take = lambda atom: jnp.asarray(atom).at[index].get(mode="fill", fill_value=num_atoms)  # noqa: E731
-        fits = jnp.sum(is_near) <= num_pairs
+    def energy(prepared_and_list, position: Position) -> Float[Array, ""]:
+        prepared, listed = prepared_and_list
+        is_whole = lists.covers(listed, position) & ~listed.is_overfull
         # As a factor, so that forces are not a number either.
-        return potential.energy(params, position, Pairs(*map(take, every_pair))) * jnp.where(fits, 1.0, jnp.nan)
+        return form.energy(prepared, position, listed.pairs) * jnp.where(is_whole, 1.0, jnp.nan)
 
-    return MDForm(prepare=lambda params: params, energy=energy)
+    return MDForm(form.prepare, energy, lists)
+
+
+def over_near_pairs(potential: Potential, lists: NeighbourLists) -> Potential:
+    """The potential over the pairs of a list that is made for each frame, where none are given.
+
+    For learning: frames are far apart, so no list is kept. Energies are not a number where it has too few places.
+    """
+
+    def atom_energies(params: Params, position: Position, pairs: Pairs | None = None) -> Float[Array, " atom"]:
+        if pairs is not None:
+            return potential.atom_energies(params, position, pairs)
+        listed = lists.find(lax.stop_gradient(position))
+        energies = potential.atom_energies(params, position, listed.pairs)
+        return energies * jnp.where(listed.is_overfull, jnp.nan, 1.0).astype(energies.dtype)
+
+    return Potential(potential.init, atom_energies)
 
 
 def energy_and_forces(

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from stablejax.geometry import Pairs, pair_distances
-from stablejax.types import Array, Criterion, Float
+from stablejax.types import Array, Criterion, Float, FrameCriterion, Int, ObservableFn, RunningCriterion
 
 
 def find_bonds(
-    position: Float[np.ndarray, "frame atom 3"], covalent_radius: Float[np.ndarray, " atom"], *, tolerance: float = 1.25
+    position: Float[np.ndarray, "frame atom 3"],
+    covalent_radius: Float[np.ndarray, " atom"],
+    *,
+    tolerance: float = 1.25,
+    cell: Float[np.ndarray, "3 3"] | None = None,
 ) -> tuple[Pairs, Float[np.ndarray, " bond"]]:
     """Bonds of a reference simulation and their mean lengths.
 
@@ -20,6 +28,7 @@ def find_bonds(
       position: frames of the reference, Å.
       covalent_radius: Å.
       tolerance: factor.
+      cell: lattice vectors in rows, Å. None: open boundaries.
 
     Returns:
       The bonds, and their mean lengths, Å.
@@ -28,7 +37,8 @@ def find_bonds(
       ValueError: no bond was found.
     """
     first, second = np.triu_indices(position.shape[1], k=1)
-    length = np.linalg.norm(position[:, first] - position[:, second], axis=-1).mean(axis=0)
+    distances = jax.jit(partial(pair_distances, pairs=Pairs(first, second), cell=cell))
+    length = np.mean([distances(x) for x in np.asarray(position)], axis=0, dtype=float)
     is_bond = length < tolerance * (covalent_radius[first] + covalent_radius[second])
     if not is_bond.any():
         raise ValueError(
@@ -39,7 +49,7 @@ def find_bonds(
     return bonds, length[is_bond].astype(np.float32)
 
 
-def bond_length_deviation(bonds: Pairs, length: Float[Array, " bond"], *, threshold: float) -> Criterion:
+def bond_length_deviation(bonds: Pairs, length: Float[Array, " bond"], *, threshold: float) -> FrameCriterion:
     """Max |r_ij − b_ij| − threshold over the bonds, Å (A.5, maximum bond length deviation).
 
     Args:
@@ -54,6 +64,93 @@ def bond_length_deviation(bonds: Pairs, length: Float[Array, " bond"], *, thresh
     return criterion
 
 
+def intermolecular_distance(
+    pairs: Pairs, *, threshold: float, cell: Float[np.ndarray, "3 3"] | None = None
+) -> FrameCriterion:
+    """Threshold − min r_ij over pairs that are not bonded, Å (A.5, minimum intermolecular distance).
+
+    Args:
+      pairs: of atoms of different molecules; see `structure.intermolecular_pairs`.
+      threshold: Δ, Å: 1.2 in training in the paper.
+      cell: lattice vectors in rows, Å. None: open boundaries.
+    """
+    return lambda position: threshold - jnp.min(pair_distances(position, pairs, cell))
+
+
+def window_mean_error(
+    observable_fn: ObservableFn,
+    reference: Any,
+    *,
+    bin_width: float,
+    steps_per_frame: int,
+    frames_per_window: int,
+    threshold: float,
+) -> RunningCriterion:
+    """∫ |⟨g⟩_τ − g_ref| dr − threshold, the largest over the curves g (A.5, RDF mean absolute error).
+
+    The mean is over windows of τ that follow each other; the value is that of the last window that is over, and
+    −threshold in the first. What happens within a window is found at its end, so first passages are multiples of τ.
+
+    Args:
+      observable_fn: position -> curves [bin], a pytree of them.
+      reference: their means in the reference.
+      bin_width: of all curves, Å.
+      steps_per_frame: how often the observable is looked at.
+      frames_per_window: τ in such looks: 1 ps in the paper.
+      threshold: Δ, Å: 3 in the paper.
+
+    Raises:
+      ValueError: counts are not positive.
+    """
+    if min(steps_per_frame, frames_per_window) < 1:
+        raise ValueError(
+            "`window_mean_error`: `steps_per_frame` and `frames_per_window` must be at least 1, got "
+            f"{steps_per_frame} and {frames_per_window}."
+        )
+    reference = jax.tree.map(jnp.asarray, reference)
+
+    def init():
+        return _Window(total=jax.tree.map(jnp.zeros_like, reference), step=jnp.int32(0), value=jnp.float32(-threshold))
+
+    def look(window: _Window, position) -> _Window:
+        total = jax.tree.map(lambda t, g: t + g.astype(t.dtype), window.total, observable_fn(position))
+        errors = jax.tree.map(lambda t, r: bin_width * jnp.sum(jnp.abs(t / frames_per_window - r)), total, reference)
+        value = jnp.max(jnp.stack(jax.tree.leaves(errors))) - threshold
+        is_over = window.step % (steps_per_frame * frames_per_window) == 0
+        return window._replace(
+            total=jax.tree.map(lambda t: jnp.where(is_over, 0, t), total),
+            value=jnp.where(is_over, value, window.value).astype(window.value.dtype),
+        )
+
+    def update(window: _Window, position):
+        window = window._replace(step=window.step + 1)
+        window = jax.lax.cond(window.step % steps_per_frame == 0, look, lambda window, _: window, window, position)
+        return window, window.value
+
+    return RunningCriterion(init, update)
+
+
+class _Window(NamedTuple):
+    total: Any  # of the observable, since the window began
+    step: Int[Array, ""]
+    value: Float[Array, ""]  # of the window before
+
+
 def any_of(*criteria: Criterion) -> Criterion:
-    """Unstable where any of the criteria is: their maximum."""
-    return lambda position: jnp.max(jnp.stack([criterion(position) for criterion in criteria]))
+    """Unstable where any of the criteria is: their maximum. With one that remembers, the whole does."""
+    if not any(isinstance(criterion, RunningCriterion) for criterion in criteria):
+        return lambda position: jnp.max(jnp.stack([criterion(position) for criterion in criteria]))  # type: ignore[operator]
+
+    def init():
+        return [criterion.init() if isinstance(criterion, RunningCriterion) else () for criterion in criteria]
+
+    def update(memories, position):
+        updated = [
+            criterion.update(memory, position)
+            if isinstance(criterion, RunningCriterion)
+            else (memory, criterion(position))
+            for criterion, memory in zip(criteria, memories, strict=True)
+        ]
+        return [memory for memory, _ in updated], jnp.max(jnp.stack([value for _, value in updated]))
+
+    return RunningCriterion(init, update)

@@ -41,6 +41,7 @@ class SimulateInfo(NamedTuple):
     fraction_unstable: Float[Array, ""]
     num_steps: Int[Array, ""]  # replica-steps taken
     num_quarantined: Int[Array, ""]  # replicas stopped before a state that was not finite
+    num_overfull: Int[Array, ""]  # replicas that wait for longer neighbour lists: to be repeated from the state before
     starts_learning: Bool[Array, ""]
 
 
@@ -50,6 +51,7 @@ class LearnInfo(NamedTuple):
     fraction_unstable: Float[Array, ""]
     num_steps: Int[Array, ""]
     num_quarantined: Int[Array, ""]
+    num_overfull: Int[Array, ""]  # see `SimulateInfo`
     num_rounds: Int[Array, ""]  # times t steps that were simulated
     num_samples: Int[Array, ""]  # frames that count
     refinement: RefineInfo
@@ -108,7 +110,7 @@ def stable_training(
       min_unstable: f_min.
       freeze_above: in learning, how far beyond the criterion a replica may go before it is frozen; frames up to there
         are learnt from. In the criterion's unit.
-      map_replicas: maps `fn(shared, one)` over replicas; see `dynamics.map_replicas`.
+      map_replicas: maps `fn(shared, one)` over replicas; see `parallel.map_replicas`.
 
     Raises:
       ValueError: S does not divide t; the fractions are not 0 ≤ f_min < f_max ≤ 1.
@@ -123,7 +125,9 @@ def stable_training(
             f"`stable_training`: needs 0 <= min_unstable < max_unstable <= 1, got {min_unstable} and {max_unstable}."
         )
 
-    start_replicas = map_replicas(lambda prepared, one: dynamics.init_replica(integrator, one[0], prepared, one[1]))
+    start_replicas = map_replicas(
+        lambda prepared, one: dynamics.init_replica(integrator, one[0], prepared, one[1], criterion)
+    )
     run_replicas = map_replicas(
         lambda prepared, replica: dynamics.advance(
             integrator, criterion, prepared, replica, replica.step + steps_per_epoch
@@ -131,7 +135,9 @@ def stable_training(
         is_active=lambda replica: ~replica.is_frozen,
     )
     replay_replicas = map_replicas(
-        lambda prepared, one: dynamics.advance(integrator, criterion, prepared, dynamics.restart(one[0]), one[1])
+        lambda prepared, one: dynamics.advance(
+            integrator, criterion, prepared, dynamics.restart(one[0], criterion), one[1]
+        )
     )
 
     def sample_replicas(prepared, replicas, num_rounds):
@@ -139,12 +145,17 @@ def stable_training(
             integrator,
             criterion,
             prepared,
-            dynamics.restart(replica),
+            dynamics.restart(replica, criterion),
             num_frames=num_rounds * steps_per_epoch // steps_per_frame,
             steps_per_frame=steps_per_frame,
             freeze_above=freeze_above,
         )
         return map_replicas(sample)(prepared, replicas)
+
+    def num_overfull(*some: Replica):
+        if integrator.lists is None:
+            return jnp.int32(0)
+        return sum(jnp.sum(replicas.is_overfull) for replicas in some)
 
     def init(key: Key, params: Params, position: Position) -> StableState:
         keys = jax.random.split(key, len(position))
@@ -180,6 +191,7 @@ def stable_training(
             fraction_unstable=fraction,
             num_steps=jnp.sum(replicas.step - state.replicas.step),
             num_quarantined=jnp.sum(~replicas.is_finite),
+            num_overfull=num_overfull(replicas, rewound),
             starts_learning=starts_learning,
         )
         state = state._replace(
@@ -214,6 +226,7 @@ def stable_training(
             fraction_unstable=fraction,
             num_steps=jnp.sum(replicas.step - state.rewound.step),
             num_quarantined=jnp.sum(~replicas.is_finite),
+            num_overfull=num_overfull(replicas),
             num_rounds=jnp.int32(num_rounds),
             num_samples=jnp.sum(mask),
             refinement=refine_info,

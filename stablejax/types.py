@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -42,10 +43,23 @@ class ObservableFn(Protocol):
     def __call__(self, position: Position) -> Any: ...
 
 
-class Criterion(Protocol):
+class FrameCriterion(Protocol):
     """How far one frame is from the allowed region: unstable where it exceeds 0, in the criterion's own unit."""
 
     def __call__(self, position: Position) -> Float[Array, ""]: ...
+
+
+class RunningCriterion(NamedTuple):
+    """A criterion that looks at more than one frame: `init() -> memory`, `update(memory, position) -> (memory, value)`.
+
+    It is given the position after every step; unstable where the value exceeds 0.
+    """
+
+    init: Callable[[], Any]
+    update: Callable[[Any, Position], tuple[Any, Float[Array, ""]]]
+
+
+Criterion = FrameCriterion | RunningCriterion
 
 
 __all__ = [
@@ -56,11 +70,13 @@ __all__ = [
     "EnergyFn",
     "Float",
     "Frame",
+    "FrameCriterion",
     "Int",
     "Key",
     "ObservableFn",
     "Params",
     "Position",
+    "RunningCriterion",
     "Shaped",
     "Species",
 ]

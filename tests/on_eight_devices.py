@@ -12,15 +12,15 @@ from jax.sharding import PartitionSpec
 
 from experiments import systems
 from experiments.aspirin import build
-from stablejax import boltzmann, dynamics, losses, units
-from stablejax.dynamics import REPLICA_AXIS
+from stablejax import boltzmann, dynamics, losses, parallel, units
+from stablejax.parallel import REPLICA_AXIS
 
 NUM_STEPS = 20
 
 
 def trajectories(system, prepared, params, mesh):
     """Last positions, first passages, and the gradient from the frames that `position` holds."""
-    mapped = partial(dynamics.map_replicas, batch_size=1, mesh=mesh)
+    mapped = partial(parallel.map_replicas, batch_size=1, mesh=mesh)
 
     def one(prepared, start):
         replica = dynamics.init_replica(system.integrator, start[0], prepared, start[1])
@@ -63,7 +63,7 @@ def main():
     samples = samples + 0.02 * jax.random.normal(jax.random.key(2), samples.shape)
     found = {}
     for num_devices in (1, 2, 8):
-        mesh = dynamics.replica_mesh(jax.devices()[:num_devices])
+        mesh = parallel.replica_mesh(jax.devices()[:num_devices])
         replicas = trajectories(system, prepared, params, mesh)
         leaves = gradient(system, params, samples, mesh)
         found[num_devices] = {

@@ -131,7 +131,7 @@ def aspirin_task(num_replicas):
     case = models.aspirin(num_replicas)
     model = models.build_model("schnet", case.species)
     params = jax.tree.map(np.asarray, bind(model, case.species).init(jax.random.key(0)))
-    return md_methods.Task("schnet", params, case.species, case.position, None, 200, 0.02, True)
+    return md_methods.Task("schnet", params, case.species, case.position, None, 0.02, True)
 
 
 def test_methods_take_the_steps_they_say():

@@ -10,7 +10,16 @@ import pytest
 from ase.data import atomic_masses
 
 from experiments.benchmarks import models
-from stablejax import bind, boltzmann_value_and_grad, dynamics, listed_form, tabulated_form, units
+from stablejax import (
+    bind,
+    boltzmann_value_and_grad,
+    dynamics,
+    exact_form,
+    listed_form,
+    neighbour_lists,
+    tabulated_form,
+    units,
+)
 from stablejax.geometry import all_pairs
 from stablejax.observables import structure
 
@@ -38,7 +47,8 @@ def md_step(system, name):
     if case.cell is None:
         form = tabulated_form(model, case.species)
     else:
-        form = listed_form(model, case.species, num_pairs=6500, cell=case.cell)
+        lists = neighbour_lists(192, cutoff=model.cutoff, skin=0.1, num_pairs=6500, cell=case.cell)
+        form = listed_form(exact_form(bind(model, case.species, cell=case.cell)), lists)
     params = jax.eval_shape(bind(model, case.species, cell=case.cell).init, jax.random.key(0))
     mass = jnp.asarray(atomic_masses[case.species], jnp.float32)
     engine = dynamics.nose_hoover(
@@ -46,6 +56,8 @@ def md_step(system, name):
     )
     prepared = jax.eval_shape(form.prepare, params)
     position = jax.ShapeDtypeStruct(case.position[0].shape, jnp.float32)
+    if form.lists is not None:
+        prepared = prepared, jax.eval_shape(form.lists.find, position)
     state = jax.eval_shape(engine.init, jax.random.key(0), prepared, position)
     return cost(engine.step, prepared, state)
 

@@ -11,9 +11,10 @@ import pytest
 from conftest import standard_error
 from jax_md import simulate
 
-from stablejax import dynamics, units
+from stablejax import dynamics, parallel, units
 from stablejax.dynamics import Integrator
 from stablejax.geometry import all_pairs, pair_distances
+from stablejax.types import RunningCriterion
 
 KT = units.thermal_energy(500.0)
 STIFFNESS = 20.0  # eV/Å²
@@ -206,7 +207,7 @@ def test_sampled_frames_are_valid_until_the_violation():
 def test_non_finite_state_is_not_entered_and_others_go_on():
     integrator = scripted_integrator(nan_after=20.5)
     replicas = jax.vmap(lambda _: start_scripted(integrator))(jnp.arange(2))
-    run = dynamics.map_replicas(lambda _, one: dynamics.advance(integrator, above(1000), one[0], one[1], 30))
+    run = parallel.map_replicas(lambda _, one: dynamics.advance(integrator, above(1000), one[0], one[1], 30))
     after = run(None, (jnp.array([1.0, 0.5]), replicas))
     np.testing.assert_array_equal(after.is_finite, [False, True])
     np.testing.assert_array_equal(after.is_unstable, [True, False])
@@ -218,14 +219,14 @@ def test_non_finite_state_is_not_entered_and_others_go_on():
 @pytest.mark.parametrize("is_sharded", [False, True])
 def test_replicas_are_the_same_however_they_are_mapped(batch_size, is_sharded, spring):
     integrator = make_integrator("langevin", spring)
-    mesh = dynamics.replica_mesh(jax.devices()[:2]) if is_sharded else None
+    mesh = parallel.replica_mesh(jax.devices()[:2]) if is_sharded else None
 
     def one(stiffness, key):
         replica = dynamics.init_replica(integrator, key, stiffness, spring.start)
         return dynamics.advance(integrator, never, stiffness, replica, 20)
 
     keys = jax.random.split(jax.random.key(5), 4)
-    mapped = jax.jit(dynamics.map_replicas(one, batch_size=batch_size, mesh=mesh))(STIFFNESS, keys)
+    mapped = jax.jit(parallel.map_replicas(one, batch_size=batch_size, mesh=mesh))(STIFFNESS, keys)
     for index in range(4):
         alone = jax.jit(one)(STIFFNESS, keys[index])
         np.testing.assert_allclose(mapped.md.position[index], alone.md.position, atol=1e-5)
@@ -235,14 +236,14 @@ def test_replicas_are_the_same_however_they_are_mapped(batch_size, is_sharded, s
 @pytest.mark.parametrize("is_sharded", [False, True])
 def test_putting_frozen_replicas_aside_changes_nothing(batch_size, is_sharded, spring):
     integrator = make_integrator("langevin", spring)
-    mesh = dynamics.replica_mesh(jax.devices()[:2]) if is_sharded else None
+    mesh = parallel.replica_mesh(jax.devices()[:2]) if is_sharded else None
     keys = jax.random.split(jax.random.key(5), 16)
     start = jax.vmap(lambda key: dynamics.init_replica(integrator, key, STIFFNESS, spring.start))(keys)
 
     def one(stiffness, replica):
         return dynamics.sample(integrator, never, stiffness, replica, num_frames=2, steps_per_frame=3)
 
-    mapped = partial(dynamics.map_replicas, one, batch_size=batch_size, mesh=mesh)
+    mapped = partial(parallel.map_replicas, one, batch_size=batch_size, mesh=mesh)
     plain, put_aside = jax.jit(mapped()), jax.jit(mapped(is_active=lambda replica: ~replica.is_frozen))
     for num_frozen in (0, 3, 9, 13, 14, 16):
         is_frozen = jax.random.permutation(jax.random.key(num_frozen), jnp.arange(16) < num_frozen)
@@ -255,8 +256,8 @@ def test_putting_frozen_replicas_aside_changes_nothing(batch_size, is_sharded, s
 
 
 def test_replicas_with_work_run_on_the_least_width_that_holds_them():
-    assert dynamics._widths(16) == [2, 4, 8, 16]
-    assert dynamics._widths(3) == [1, 2, 3]
+    assert parallel._widths(16) == [2, 4, 8, 16]
+    assert parallel._widths(3) == [1, 2, 3]
     widths, has_work_behind = [], []
 
     def fn(_, one):
@@ -266,10 +267,10 @@ def test_replicas_with_work_run_on_the_least_width_that_holds_them():
         jax.debug.callback(lambda many: (widths.append(width), has_work_behind.append((many[width:] > 0).any())), many)
         return run_apart(fn, width, many)
 
-    run_apart = dynamics._run_apart
-    mapped = dynamics.map_replicas(fn, is_active=lambda one: one > 0)
+    run_apart = parallel._run_apart
+    mapped = parallel.map_replicas(fn, is_active=lambda one: one > 0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dynamics, "_run_apart", counting)
+        patch.setattr(parallel, "_run_apart", counting)
         for num_active in (0, 1, 2, 3, 5, 8, 9, 16):
             many = jnp.where(jnp.arange(16) < num_active, 5, 0)[::-1]
             np.testing.assert_array_equal(jax.jit(mapped)(None, many), many)
@@ -279,9 +280,9 @@ def test_replicas_with_work_run_on_the_least_width_that_holds_them():
 
 
 def test_uneven_replicas_are_refused():
-    mesh = dynamics.replica_mesh(jax.devices()[:2])
+    mesh = parallel.replica_mesh(jax.devices()[:2])
     with pytest.raises(ValueError, match="3 replicas cannot be shared evenly by 2 devices"):
-        dynamics.map_replicas(lambda _, x: x, mesh=mesh)(None, jnp.ones(3))
+        parallel.map_replicas(lambda _, x: x, mesh=mesh)(None, jnp.ones(3))
 
 
 def test_same_key_same_bits(spring):
@@ -295,3 +296,30 @@ def test_same_key_same_bits(spring):
 def test_nose_hoover_needs_three_atoms():
     with pytest.raises(ValueError, match="needs at least 3 atoms"):
         dynamics.nose_hoover(lambda p, x: jnp.sum(x), jnp.ones(2), kT=1.0, timestep=0.1, damping_time=1.0)
+
+
+def counting_criterion(level):
+    """Unstable when so many steps have been seen since it began: what it knows is only in its memory."""
+    return RunningCriterion(
+        init=lambda: jnp.int32(0), update=lambda seen, position: (seen + 1, jnp.float32(seen + 1 - level) + 0.5)
+    )
+
+
+def test_criterion_remembers_from_one_call_to_the_next_and_forgets_at_a_restart():
+    integrator, criterion = scripted_integrator(), counting_criterion(25)
+    replica = dynamics.init_replica(integrator, jax.random.key(0), 1.0, jnp.zeros((1, 3)), criterion)
+    for until, step in ((10, 10), (20, 20), (30, 25)):
+        replica = dynamics.advance(integrator, criterion, 1.0, replica, until)
+        assert int(replica.step) == step
+    assert bool(replica.is_unstable)
+    replica = dynamics.restart(replica, criterion)
+    replica, trajectory = dynamics.sample(integrator, criterion, 1.0, replica, num_frames=4, steps_per_frame=10)
+    np.testing.assert_array_equal(trajectory.is_valid, [True, True, False, False])
+    assert int(replica.step) == 50
+
+
+def test_memory_of_a_criterion_is_that_before_a_state_that_is_not_finite():
+    integrator, criterion = scripted_integrator(nan_after=7.5), counting_criterion(25)
+    replica = dynamics.init_replica(integrator, jax.random.key(0), 1.0, jnp.zeros((1, 3)), criterion)
+    replica = dynamics.advance(integrator, criterion, 1.0, replica, 30)
+    assert not bool(replica.is_finite) and int(replica.memory) == 7

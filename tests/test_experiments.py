@@ -167,7 +167,9 @@ def test_paper_config_runs_on_real_md17(shared, tmp_path):
 
 
 def test_checkpoints_keep_keys_and_refuse_others(tmp_path):
-    tree = Replica({"x": jnp.arange(3.0), "key": jax.random.key(1)}, jnp.int32(4), 1.5 * jnp.ones(()), True, False)
+    tree = Replica(
+        {"x": jnp.arange(3.0), "key": jax.random.key(1)}, jnp.int32(4), 1.5 * jnp.ones(()), True, False, False, ()
+    )
     tree = jax.tree.map(jnp.asarray, tree)
     path = tmp_path / "state.npz"
     checkpoints.save(path, tree)

@@ -225,3 +225,68 @@ def test_real_md22(shared):
     path = shared / "data" / "md22_Ac-Ala3-NHMe_5frames.xyz"
     dataset = load(path, "kcal/mol")
     assert dataset.position.shape == (5, 42, 3)
+
+
+CELL = 8.0 * np.eye(3)
+
+
+def test_a_periodic_data_set_has_a_cell_and_says_whether_it_is_wrapped(tmp_path):
+    motion = np.ones((3, 5))
+    path = written(tmp_path, cell=CELL, wrapped=False, motion_msd=motion, motion_spacing_fs=10.0)
+    dataset = load(path)
+    np.testing.assert_array_equal(dataset.cell, CELL)
+    assert not dataset.is_wrapped and dataset.motion_spacing_fs == 10.0
+    assert list(dataset.motion) == ["msd"]
+    np.testing.assert_allclose(load(path, length_unit="bohr").cell, CELL * units.BOHR)
+    assert load(written(tmp_path)).cell is None
+    with pytest.raises(ValueError, match="expected `cell` and `wrapped` together, got no `wrapped`"):
+        load(written(tmp_path, cell=CELL))
+
+
+def test_periodic_extended_xyz_says_whether_it_is_wrapped(tmp_path):
+    path = tmp_path / "box.xyz"
+
+    def frames(**info):
+        return [Atoms(SPECIES, x, cell=CELL, pbc=True, info=dict(info)) for x in arrays()["R"]]
+
+    extxyz(path, frames(wrapped=True))
+    dataset = load(path)
+    np.testing.assert_array_equal(dataset.cell, CELL)
+    assert dataset.is_wrapped
+    extxyz(path, frames())
+    with pytest.raises(ValueError, match="write `wrapped=T` or `wrapped=F` into the comment line"):
+        load(path)
+    several = frames(wrapped=True)
+    several[3].cell = 1.1 * CELL
+    extxyz(path, several)
+    with pytest.raises(ValueError, match="frame 3 has another cell than frame 0"):
+        load(path)
+    several = frames(wrapped=True)
+    for atoms in several:
+        atoms.pbc = [True, True, False]
+    extxyz(path, several)
+    with pytest.raises(ValueError, match="periodic in all directions or in none"):
+        load(path)
+
+
+def test_wrapped_molecules_are_made_whole(tmp_path):
+    rng = np.random.default_rng(0)
+    molecule = np.array([[0.0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
+    whole = rng.uniform(0, 8, (NUM, 2, 1, 3)) + molecule
+    position = whole.reshape(NUM, 6, 3)
+    changes = dict(z=np.tile(SPECIES, 2), F=rng.normal(size=(NUM, 6, 3)), cell=CELL)
+    bonds = Pairs(np.array([0, 0, 3, 3]), np.array([1, 2, 4, 5]))
+    dataset = load(written(tmp_path, R=position % 8.0, wrapped=True, **changes))
+    broken = np.linalg.norm(dataset.position[:, bonds.first] - dataset.position[:, bonds.second], axis=-1)
+    assert (broken > 2).any()
+    mended = loaders.make_whole(dataset, bonds)
+    assert not mended.is_wrapped
+    np.testing.assert_allclose(
+        mended.position[:, bonds.second] - mended.position[:, bonds.first],
+        position[:, bonds.second] - position[:, bonds.first],
+        atol=1e-5,
+    )
+    moved = (mended.position - dataset.position) / 8.0
+    np.testing.assert_allclose(moved, np.round(moved), atol=1e-5)
+    as_it_was = load(written(tmp_path, R=position, wrapped=False, **changes))
+    assert loaders.make_whole(as_it_was, bonds) is as_it_was

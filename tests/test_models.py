@@ -15,7 +15,7 @@ from jax_md import energy as md_energy
 from jax_md import space
 
 from stablejax import potential
-from stablejax.geometry import Pairs, all_pairs, check_cell, nearest_image, pad_pairs, pair_distances
+from stablejax.geometry import Pairs, all_pairs, check_cell, nearest_image, neighbour_lists, pad_pairs, pair_distances
 from stablejax.models.gemnet import GemNetT
 from stablejax.models.nequip import NequIP
 from stablejax.models.schnet import SchNet
@@ -317,23 +317,34 @@ def test_a_scale_multiplies_the_energy_of_each_atom(name, position):
     )
 
 
-def test_short_list_is_the_potential_itself_and_says_when_it_is_too_short():
-    """Over the pairs within the cutoff of a cell; with too few places energy and forces are not numbers."""
+def test_form_over_a_neighbour_list_is_the_potential_itself_and_says_when_it_is_not():
+    """In a cell, exact and with tables; where pairs may be missing energy and forces are not numbers."""
     rng = np.random.default_rng(0)
     model, species, cell = SchNet(num_features=8, num_filters=8, num_blocks=1), np.tile([8, 1, 1], 30), 12.0 * np.eye(3)
     position = jnp.asarray(12.0 * rng.random((90, 3)), jnp.float32)
     system = potential.bind(model, species, cell=cell, scale=2.0)
     params = system.init(jax.random.key(0))
-    num_near = int((pair_distances(position, all_pairs(90), cell) < model.cutoff).sum())
-    assert 500 < num_near < 0.5 * 90 * 89 / 2
+    reach = dict(cutoff=model.cutoff, skin=0.5, cell=cell)
+    num_near = int((pair_distances(position, all_pairs(90), cell) < 5.5).sum())
+    assert 500 < num_near < 0.6 * 90 * 89 / 2
     exact, exact_forces = potential.energy_and_forces(system.energy)(params, position)
-    for places in (num_near, num_near + 50):
-        form = potential.listed_form(model, species, num_pairs=places, cell=cell, scale=2.0)
-        energy, forces = jax.jit(potential.energy_and_forces(form.energy))(form.prepare(params), position)
-        np.testing.assert_allclose(energy, exact, rtol=1e-5)
-        np.testing.assert_allclose(forces, exact_forces, atol=1e-5)
-    form = potential.listed_form(model, species, num_pairs=num_near - 1, cell=cell)
-    assert np.isnan(jax.tree.leaves(potential.energy_and_forces(form.energy)(params, position))[0])
-    assert np.isnan(potential.energy_and_forces(form.energy)(params, position)[1]).all()
-    with pytest.raises(ValueError, match="`num_pairs` must be at least 1, got 0"):
-        potential.listed_form(model, species, num_pairs=0)
+    tabulated = potential.tabulated_form(model, species, cell=cell, scale=2.0)
+    for whole, tolerance in ((potential.exact_form(system), 1e-5), (tabulated, 2e-4)):
+        for places in (num_near, num_near + 50):
+            lists = neighbour_lists(90, num_pairs=places, **reach)
+            form = potential.listed_form(whole, lists)
+            energy_and_forces = jax.jit(potential.energy_and_forces(form.energy))
+            prepared, listed = form.prepare(params), lists.find(position)
+            energy, forces = energy_and_forces((prepared, listed), position)
+            np.testing.assert_allclose(energy, exact, rtol=1e-5)
+            np.testing.assert_allclose(forces, exact_forces, atol=tolerance)
+            moved = position.at[3, 0].add(0.24)
+            np.testing.assert_allclose(
+                energy_and_forces((prepared, listed), moved)[0], system.energy(params, moved), rtol=1e-5
+            )
+            assert np.isnan(energy_and_forces((prepared, listed), position.at[3, 0].add(0.26))[1]).all()
+    overfull = neighbour_lists(90, num_pairs=num_near - 1, **reach)
+    energy, forces = potential.energy_and_forces(potential.listed_form(whole, overfull).energy)(
+        (prepared, overfull.find(position)), position
+    )
+    assert np.isnan(energy) and np.isnan(forces).all()

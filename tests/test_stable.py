@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from stablejax import boltzmann, dynamics, losses, refine, stable, units
+from stablejax import boltzmann, dynamics, losses, parallel, refine, stable, units
 from stablejax.losses import LabelErrors, Labelled
 
 KT = units.thermal_energy(500.0)
@@ -56,7 +56,7 @@ def training(spring, criterion, **changes):
         max_unstable=0.5,
         min_unstable=0.0,
         freeze_above=np.inf,
-        map_replicas=partial(dynamics.map_replicas, batch_size=None),
+        map_replicas=partial(parallel.map_replicas, batch_size=None),
     )
     built = stable.stable_training(**(settings | changes))
     return integrator, stable.StableTraining(

@@ -76,14 +76,15 @@ def test_the_gradient_of_the_observable_is_clipped_where_asked(config):
         np.testing.assert_allclose(training._combination(settings)(jnp.array([50.0]), jnp.array([1.0])), expected)
 
 
-def test_vacf_counts_whole_windows_only():
+def test_motion_counts_whole_windows_only():
     def seen(is_whole, value):
         vacf = np.full((2, 3), value)
-        return evaluation.Seen(np.float64(1), {}, np.array(is_whole, float), vacf)
+        return evaluation.Seen(np.float64(1), np.float64(0), {}, np.array(is_whole, float), {"vacf": vacf})
 
-    mean = evaluation._mean_vacf([seen([True, True], 1.0), seen([True, False], 3.0), seen([False, False], 9.0)])
+    chunks = [seen([True, True], 1.0), seen([True, False], 3.0), seen([False, False], 9.0)]
+    mean = evaluation._mean_motion(chunks)["vacf"]
     np.testing.assert_allclose(mean, [[2.0] * 3, [1.0] * 3])
-    assert np.isnan(evaluation._mean_vacf([seen([True, False], 1.0)])[1]).all()
+    assert np.isnan(evaluation._mean_motion([seen([True, False], 1.0)])["vacf"][1]).all()
 
 
 def test_structure_of_an_evaluation_is_that_of_its_stable_frames(config, system, tmp_path):

@@ -103,14 +103,12 @@ def make_task(system: str, num_replicas: int) -> Task:
         params, scale = pretrained_aspirin()[1], 1.0
     else:
         params, scale = jax.jit(bind(model, case.species, cell=case.cell).init)(jax.random.key(0)), RANDOM_SCALE
-    near = models.near_pairs(case, model.cutoff)
     return Task(
         model=SYSTEMS[system],
         params=jax.tree.map(np.asarray, params),
         species=case.species,
         position=case.position,
         cell=case.cell,
-        num_near=int((near.first < len(case.species)).sum(axis=1).max()),
         scale=scale,
         is_tabulated=system != "water",
     )
@@ -142,6 +140,8 @@ def num_operations(task: Task) -> float:
     form = md_methods.md_form(task)
     prepared = jax.jit(form.prepare)(task.params)
     position = np.asarray(task.position[0], np.float32)
+    if form.lists is not None:
+        prepared = prepared, jax.jit(form.lists.find)(position)
     gradient = jax.grad(form.energy, argnums=1)
     cost: Any = jax.jit(gradient).lower(prepared, position).compile().cost_analysis()
     return max(cost["flops"], models.num_operations(jax.make_jaxpr(gradient)(prepared, position).jaxpr))

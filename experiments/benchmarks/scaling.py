@@ -35,15 +35,15 @@ def parts(given, num_devices: int) -> tuple[dict[str, Callable], dict[str, float
     """Compiled parts of an epoch, and how many floats its two all-reduces carry."""
     from experiments import aspirin, systems
     from experiments.configs import aspirin as defaults
-    from stablejax import boltzmann, dynamics, losses, units
+    from stablejax import boltzmann, dynamics, losses, parallel, units
 
     config = defaults.get_config()
     system = aspirin.build(config)
-    mesh = dynamics.replica_mesh(jax.devices()[:num_devices])
+    mesh = parallel.replica_mesh(jax.devices()[:num_devices])
     params = jax.jit(system.potential.init)(jax.random.key(0))
     prepared = jax.jit(system.md_form.prepare)(params)
     integrator, criterion = system.integrator, lambda position: jnp.max(position) - 1e3
-    mapped = partial(dynamics.map_replicas, batch_size=1, mesh=mesh)
+    mapped = partial(parallel.map_replicas, batch_size=1, mesh=mesh)
 
     def simulate(prepared, start):
         replica = dynamics.init_replica(integrator, start[0], prepared, start[1])
@@ -55,9 +55,9 @@ def parts(given, num_devices: int) -> tuple[dict[str, Callable], dict[str, float
         system.observable_fn,
         kT=units.thermal_energy(config.md.temperature_K),
         chunk_size=8,
-        axis_name=dynamics.REPLICA_AXIS,
+        axis_name=parallel.REPLICA_AXIS,
     )
-    replicated, shared = PartitionSpec(), PartitionSpec(dynamics.REPLICA_AXIS)
+    replicated, shared = PartitionSpec(), PartitionSpec(parallel.REPLICA_AXIS)
     gradient = jax.shard_map(
         lambda params, samples: value_and_grad(params, samples)[1],
         mesh=mesh,

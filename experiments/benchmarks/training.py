@@ -69,16 +69,14 @@ def train(name: str, config, minutes: float) -> list[dict]:
     """Rows of one model: force MAE of held-out frames as training goes on."""
     import jax
 
-    from experiments import systems, training
-    from experiments.data import loaders
+    from experiments import molecules, systems, training
 
     settings = SETTINGS[name]
     config = config.copy_and_resolve_references()
     config.pretrain.schedule, config.pretrain.num_steps = "constant", 0
     config.pretrain.learning_rate, config.pretrain.batch_size = settings.learning_rate, settings.batch_size
-    data, key = config.data, systems.key_for(config, "model")
-    dataset = loaders.load(data.path, energy_unit=data.energy_unit, length_unit=data.length_unit)
-    system = systems.molecule(config, build_model(name, dataset, key))
+    key = systems.key_for(config, "model")
+    system = molecules.build(config, lambda _, dataset, key: build_model(name, dataset, key))
     init, run = training.build_pretraining(config.pretrain, system)
     validate = jax.jit(system.qm_loss)
     train_set, held_out = (systems.labelled(system, index) for index in (system.split.train, system.split.validation))

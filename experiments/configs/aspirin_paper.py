@@ -17,6 +17,7 @@ def get_config() -> ConfigDict:
     config.data.energy_unit = "kcal/mol"
 
     model = config.model = ConfigDict()
+    model.name = "schnet"  # schnet, nequip or gemnet; its sizes follow
     model.num_features = 64
     model.num_filters = 64
     model.num_blocks = 6

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
+from scipy import sparse
 
 from stablejax import units
 from stablejax.geometry import Pairs
@@ -36,6 +37,10 @@ class Dataset(NamedTuple):
     velocity: np.ndarray | None  # [frame, atom, 3] float32, internal units; None: not in the file
     trajectory: np.ndarray | None  # [frame] number of the trajectory; frames of one are consecutive
     frame_spacing_fs: float | None
+    cell: np.ndarray | None = None  # [3, 3] lattice vectors in rows, Å; None: open boundaries
+    is_wrapped: bool = False  # positions are moved into the cell, atom by atom
+    motion: dict[str, np.ndarray] | None = None  # [window, lag] curves of the reference's dynamics; see `evaluation`
+    motion_spacing_fs: float | None = None
 
 
 class Split(NamedTuple):
@@ -51,7 +56,10 @@ def load(path: str | Path, *, energy_unit: str, length_unit: str) -> Dataset:
 
     An `.npz` holds atomic numbers, positions, energies and forces under the names of those data sets, and may hold
     velocities `V` (Å/fs), the number of the `trajectory` of each frame and `frame_spacing_fs`. Forces are in the energy
-    unit per length unit.
+    unit per length unit. A periodic system has `cell`, lattice vectors in rows in the length unit, and says with
+    `wrapped` (true or false) whether its positions were moved into it; an extended XYZ file does so with `Lattice=`,
+    `pbc=` and `wrapped=` in its comment lines. Curves of the reference's dynamics may lie beside as `motion_NAME`
+    [window, lag] with `motion_spacing_fs`.
 
     Raises:
       ValueError: what the file holds cannot be used as it is declared; the message says why and what to do.
@@ -79,6 +87,7 @@ def load(path: str | Path, *, energy_unit: str, length_unit: str) -> Dataset:
         energy=raw.energy.astype(np.float64) * energy_factor,
         force=(raw.force * (energy_factor / length_factor)).astype(np.float32),
         velocity=None if raw.velocity is None else (raw.velocity / units.FEMTOSECOND).astype(np.float32),
+        cell=None if raw.cell is None else np.asarray(raw.cell, float) * length_factor,
     )
     _check_force_size(path, dataset, energy_unit, length_unit)
     return dataset
@@ -118,6 +127,25 @@ def split(dataset: Dataset, *, num_train: int, num_validation: int, num_test: in
                 "errors on it would mean nothing; remove duplicate frames from the data set."
             )
     return chosen
+
+
+def make_whole(dataset: Dataset, bonds: Pairs) -> Dataset:
+    """The data set with every atom beside those that it is bonded to, where it was wrapped."""
+    if dataset.cell is None or not dataset.is_wrapped:
+        return dataset
+    position, inverse = dataset.position.astype(float), np.linalg.inv(dataset.cell)
+    num_atoms = len(dataset.species)
+    graph = sparse.coo_array((np.ones(len(bonds.first)), (bonds.first, bonds.second)), shape=(num_atoms, num_atoms))
+    is_seen = np.zeros(num_atoms, bool)
+    for root in range(num_atoms):
+        if is_seen[root]:
+            continue
+        order, parent = sparse.csgraph.breadth_first_order(graph, root, directed=False)
+        is_seen[order] = True
+        for atom in order[1:]:
+            vector = position[:, atom] - position[:, parent[atom]]
+            position[:, atom] -= np.round(vector @ inverse) @ dataset.cell
+    return dataset._replace(position=position.astype(np.float32), is_wrapped=False)
 
 
 def check_bonds_kept(dataset: Dataset, bonds: Pairs, *, threshold: float) -> None:
@@ -166,7 +194,15 @@ def _read_npz(path: Path) -> Dataset:
                 "give every frame the same order of atoms."
             )
         species = species[0]
-    spacing = arrays.get("frame_spacing_fs")
+    if ("cell" in arrays) != ("wrapped" in arrays):
+        missing = "wrapped" if "cell" in arrays else "cell"
+        raise ValueError(
+            f"{path}: expected `cell` and `wrapped` together, got no `{missing}`: a periodic data set has to say "
+            "whether its positions were moved into the cell."
+        )
+    spacing, motion_spacing = arrays.get("frame_spacing_fs"), arrays.get("motion_spacing_fs")
+    motion = {name.removeprefix("motion_"): arrays[name] for name in arrays if name.startswith("motion_")}
+    motion.pop("spacing_fs", None)
     return Dataset(
         species=species.astype(np.int32),
         position=found["position"],
@@ -175,6 +211,10 @@ def _read_npz(path: Path) -> Dataset:
         velocity=arrays.get("V"),
         trajectory=arrays.get("trajectory"),
         frame_spacing_fs=None if spacing is None else float(spacing),
+        cell=arrays.get("cell"),
+        is_wrapped=bool(arrays.get("wrapped", False)),
+        motion=motion or None,
+        motion_spacing_fs=None if motion_spacing is None else float(motion_spacing),
     )
 
 
@@ -194,6 +234,16 @@ def _read_extxyz(path: Path) -> Dataset:
                 f"{path}: frame {index} has no energy or no forces: expected `energy=` in the comment line and a "
                 "column `forces:R:3`."
             )
+        if not np.array_equal(atoms.cell, frames[0].cell) or not np.array_equal(atoms.pbc, frames[0].pbc):
+            raise ValueError(f"{path}: frame {index} has another cell than frame 0: only one cell is supported.")
+    is_periodic = bool(frames[0].pbc.any())
+    if is_periodic and not frames[0].pbc.all():
+        raise ValueError(f"{path}: expected a cell that is periodic in all directions or in none, got {frames[0].pbc}.")
+    if is_periodic and "wrapped" not in frames[0].info:
+        raise ValueError(
+            f"{path}: a periodic data set has to say whether its positions were moved into the cell: "
+            "write `wrapped=T` or `wrapped=F` into the comment line."
+        )
     return Dataset(
         species=species.astype(np.int32),
         position=np.array([atoms.positions for atoms in frames]),
@@ -202,6 +252,8 @@ def _read_extxyz(path: Path) -> Dataset:
         velocity=None,
         trajectory=None,
         frame_spacing_fs=None,
+        cell=frames[0].cell.array if is_periodic else None,
+        is_wrapped=bool(frames[0].info.get("wrapped", False)),
     )
 
 

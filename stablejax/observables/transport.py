@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
-from stablejax.types import Array, Float
+from stablejax.types import Array, Float, Int
 
 
 def velocity_autocorrelation(
@@ -22,12 +24,109 @@ def velocity_autocorrelation(
     Raises:
       ValueError: more lags than frames.
     """
-    num_frames = velocity.shape[0]
-    if num_lags > num_frames:
-        raise ValueError(f"`velocity_autocorrelation`: {num_lags} lags need as many frames, got {num_frames}.")
-    mass = jnp.asarray(mass)[:, None]
-    velocity = velocity - jnp.sum(mass * velocity, axis=1, keepdims=True) / jnp.sum(mass)
-    correlation = jnp.stack(
-        [jnp.mean(jnp.sum(velocity[: num_frames - lag] * velocity[lag:], axis=-1)) for lag in range(num_lags)]
-    )
+    _check_lags("velocity_autocorrelation", num_lags, len(velocity))
+    correlation = velocity_correlation(velocity, mass, num_lags=num_lags)
     return correlation / correlation[0]
+
+
+def velocity_correlation(
+    velocity: Float[Array, "frame atom 3"], mass: Float[Array, " atom"], *, num_lags: int
+) -> Float[Array, " lag"]:
+    """⟨v(0) · v(t)⟩ over atoms and time origins, drift taken off, in the unit of the velocity squared; see above."""
+    _check_lags("velocity_correlation", num_lags, len(velocity))
+    return _over_lags(lambda now, later: jnp.sum(now * later, axis=-1), _without_drift(velocity, mass), num_lags)
+
+
+def mean_squared_displacement(
+    position: Float[Array, "frame atom 3"], mass: Float[Array, " atom"], *, num_lags: int
+) -> Float[Array, " lag"]:
+    """Mean squared displacement over atoms and time origins, the drift of the centre of mass taken off, Å².
+
+    Args:
+      position: equally spaced consecutive frames, not wrapped into the cell, Å.
+      mass: amu.
+      num_lags: lags from 0, at most the number of frames.
+
+    Raises:
+      ValueError: more lags than frames.
+    """
+    _check_lags("mean_squared_displacement", num_lags, len(position))
+    return _over_lags(lambda now, later: jnp.sum((later - now) ** 2, axis=-1), _without_drift(position, mass), num_lags)
+
+
+def diffusivity_of_displacement(
+    msd: Float[np.ndarray, "*batch lag"], *, spacing: float, first: float, last: float
+) -> Float[np.ndarray, "*batch"]:
+    """Self-diffusion coefficient D (A.4) from the slope of the mean squared displacement, 6 D t, after the first steps.
+
+    Args:
+      msd: see `mean_squared_displacement`.
+      spacing: time between lags.
+      first: time from which it is a straight line.
+      last: time until which it is fitted.
+
+    Returns:
+      D in the unit of `msd` per unit of time.
+
+    Raises:
+      ValueError: fewer than two lags between `first` and `last`.
+    """
+    time = spacing * np.arange(msd.shape[-1])
+    is_fitted = (time >= first) & (time <= last)
+    if is_fitted.sum() < 2:
+        raise ValueError(
+            f"`diffusivity_of_displacement`: needs two lags from {first:g} to {last:g}, got {is_fitted.sum()} of "
+            f"{msd.shape[-1]} with a spacing of {spacing:g}: take more lags."
+        )
+    centred = time[is_fitted] - time[is_fitted].mean()
+    return np.asarray(msd)[..., is_fitted] @ centred / np.sum(centred**2) / 6
+
+
+def diffusivity_of_velocity(
+    correlation: Float[np.ndarray, "*batch lag"], *, spacing: float
+) -> Float[np.ndarray, "*batch"]:
+    """Self-diffusion coefficient by Green–Kubo, D = ⅓ ∫ ⟨v(0) · v(t)⟩ dt over all lags by the trapezoidal rule.
+
+    Lags have to be dense enough for the fastest motion, so molecules are better looked at than their atoms.
+
+    Args:
+      correlation: see `velocity_correlation`.
+      spacing: time between lags.
+    """
+    return np.trapezoid(np.asarray(correlation), dx=spacing, axis=-1) / 3
+
+
+def molecule_centres(
+    x: Float[Array, "*batch atom 3"], mass: Float[Array, " atom"], molecule: Int[np.ndarray, " atom"]
+) -> Float[Array, "*batch molecule 3"]:
+    """Centre of mass of each molecule, or its velocity. Positions of a molecule have to be whole, not wrapped.
+
+    Args:
+      x: positions or velocities.
+      mass: amu.
+      molecule: number of the molecule of each atom; see `structure.find_molecules`.
+    """
+    weight = np.asarray(mass)[:, None] * np.eye(molecule.max() + 1)[molecule]
+    return jnp.einsum("am,...ad->...md", jnp.asarray(weight / weight.sum(axis=0), x.dtype), x)
+
+
+def _over_lags(fn, x, num_lags: int) -> Float[Array, " lag"]:
+    """Mean of fn(x(t), x(t + lag)) over atoms and time origins, one lag after the other."""
+    frame = jnp.arange(len(x))
+
+    def at_lag(lag):
+        has_later = frame < len(x) - lag
+        values = jnp.mean(fn(x, jnp.roll(x, -lag, axis=0)), axis=-1)
+        return jnp.sum(jnp.where(has_later, values, 0)) / (len(x) - lag)
+
+    return lax.map(at_lag, jnp.arange(num_lags))
+
+
+def _without_drift(x, mass):
+    mass = jnp.asarray(mass)[:, None]
+    return x - jnp.sum(mass * x, axis=1, keepdims=True) / jnp.sum(mass)
+
+
+def _check_lags(name: str, num_lags: int, num_frames: int) -> None:
+    if num_lags > num_frames:
+        raise ValueError(f"`{name}`: {num_lags} lags need as many frames, got {num_frames}.")

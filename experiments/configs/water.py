@@ -1,0 +1,47 @@
+"""Water at a size for two CPU cores: SchNet with the localised estimator, on the data set that ships."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from experiments.configs import water_paper
+
+
+def get_config() -> ConfigDict:
+    """What differs from the paper's settings is scaled down; the criterion is not."""
+    config = water_paper.get_config()
+    config.name = "water"
+    config.data.num_train = 100
+    config.data.num_validation = 20
+    config.data.num_test = 50
+
+    model = config.model = ConfigDict()
+    model.name = "schnet"
+    model.num_features = 32
+    model.num_filters = 32
+    model.num_blocks = 3
+    model.num_gaussians = 25
+    model.cutoff_A = 4.0
+
+    config.pretrain.num_steps = 1000
+    config.pretrain.batch_size = 2
+    config.pretrain.learning_rate = 2e-3
+    config.pretrain.average_decay = 0.99
+    config.pretrain.schedule = "cosine"
+
+    config.md.thermostat = "langevin"
+    config.md.damping_time_fs = 1000.0
+    config.md.replica_batch = 1
+
+    config.stable.num_replicas = 8
+    config.stable.max_unstable = 0.5
+    config.stable.max_epochs = 10
+    config.stable.optimizer = "adam"
+    config.stable.learning_rate = 1e-4
+    config.stable.qm_weight = 1.0
+    config.stable.qm_batch_size = 4
+    config.stable.max_simulation_ps = 50.0
+
+    config.evaluate.num_replicas = 10
+    config.evaluate.horizon_ps = 20.0
+    return config

@@ -1,0 +1,89 @@
+"""Local neighbourhoods for the localised estimator (paper A.2, A.6): what they are, and which of them to learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from stablejax.geometry import nearest_image, safe_norm
+from stablejax.types import Array, Bool, Float, Int, Key, Position
+
+
+def nearest_molecules(
+    molecule: Int[np.ndarray, " atom"], *, num_molecules: int, cell: Float[np.ndarray, "3 3"] | None = None
+) -> Callable[[Position], Int[Array, "molecule member"]]:
+    """The atoms of each molecule and of those nearest to it, `num_molecules` in all, as indices.
+
+    Molecules are as near as their first atoms. Membership is a constant of the frame, not differentiated. What it gives
+    goes into `boltzmann.neighbourhood_energies`.
+
+    Args:
+      molecule: number of the molecule of each atom; see `structure.find_molecules`. All have as many atoms.
+      num_molecules: in a neighbourhood: 1 in the paper.
+      cell: lattice vectors in rows, Å. None: open boundaries.
+
+    Raises:
+      ValueError: molecules differ in size; more molecules than there are.
+    """
+    sizes = np.bincount(molecule)
+    if np.ptp(sizes):
+        raise ValueError(
+            f"`nearest_molecules`: all molecules must have as many atoms, got from {sizes.min()} to {sizes.max()}: "
+            "pass neighbourhoods of your own to `neighbourhood_energies`."
+        )
+    if not 1 <= num_molecules <= len(sizes):
+        raise ValueError(f"`nearest_molecules`: `num_molecules` must be 1 to {len(sizes)}, got {num_molecules}.")
+    atoms = np.argsort(molecule, kind="stable").reshape(len(sizes), -1)
+
+    def member_fn(position: Position) -> Int[Array, "molecule member"]:
+        if num_molecules == 1:
+            return jnp.asarray(atoms)
+        first = lax.stop_gradient(position[atoms[:, 0]])
+        vector = first[None] - first[:, None]
+        flat = vector.reshape(-1, 3)
+        distance = safe_norm(flat if cell is None else nearest_image(flat, cell)).reshape(vector.shape[:2])
+        nearest = lax.top_k(-distance, num_molecules)[1]
+        return jnp.asarray(atoms)[nearest].reshape(len(sizes), -1)
+
+    return member_fn
+
+
+def balanced_subsample(
+    key: Key,
+    value: Float[Array, "sample neighbourhood"],
+    mask: Bool[Array, "sample neighbourhood"],
+    *,
+    num_bins: int,
+    per_bin: int,
+) -> tuple[Bool[Array, "sample neighbourhood"], Float[Array, "sample neighbourhood"]]:
+    """At most `per_bin` neighbourhoods from each of `num_bins` equal bins of a value, drawn at random (A.6).
+
+    Instabilities are rare, so most neighbourhoods look alike; this way those that do not weigh more. The mean of what
+    is left is not that of the ensemble, unless it is taken with the weights.
+
+    Args:
+      key: PRNG key.
+      value: for example the deviation of a molecule's mean bond length; not differentiated.
+      mask: which count at all.
+      num_bins: between the smallest and the largest value: 100 in the paper.
+      per_bin: 5 in the paper.
+
+    Returns:
+      Which are chosen, and the weight that stands for those of its bin that are not: their number over that chosen.
+    """
+    flat, counts = lax.stop_gradient(value).reshape(-1), mask.reshape(-1)
+    low = jnp.min(jnp.where(counts, flat, jnp.inf))
+    high = jnp.max(jnp.where(counts, flat, -jnp.inf))
+    scaled = (flat - low) / jnp.where(high > low, high - low, 1.0)
+    bins = jnp.where(counts, jnp.clip((scaled * num_bins).astype(jnp.int32), 0, num_bins - 1), num_bins)
+    order = jnp.lexsort((jax.random.uniform(key, flat.shape), bins))
+    in_order = bins[order]
+    rank = jnp.arange(len(flat)) - jnp.searchsorted(in_order, in_order)
+    chosen = jnp.zeros_like(counts).at[order].set((rank < per_bin) & (in_order < num_bins))
+    population = jnp.zeros(num_bins + 1, flat.dtype).at[bins].add(1)
+    weight = jnp.where(chosen, (population / jnp.clip(population, 1, per_bin))[bins], 0)
+    return chosen.reshape(mask.shape), weight.reshape(mask.shape)

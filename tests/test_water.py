@@ -1,0 +1,168 @@
+"""Water at the smallest size: the periodic system, its local learning, and neighbour lists that are repaired."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import architectures, pipeline, systems
+from experiments.configs import water as water_config
+from experiments.configs import water_paper
+from experiments.water import build
+
+BOX, NUM = 9.4, 40
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """27 molecules about a lattice, with forces that pull them back to it."""
+    rng = np.random.default_rng(0)
+    corner = np.argwhere(np.ones((3, 3, 3))).reshape(-1, 1, 3) * BOX / 3
+    molecule = np.array([[0.0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
+    rest = (corner + molecule @ np.linalg.qr(rng.normal(size=(27, 3, 3)))[0]).reshape(81, 3)
+    noise = 0.05 * rng.normal(size=(NUM, 81, 3))
+    path = tmp_path_factory.mktemp("data") / "water.npz"
+    np.savez(
+        path,
+        z=np.tile([8, 1, 1], 27),
+        R=rest + noise,
+        E=-1000.0 + 10 * (noise**2).sum(axis=(1, 2)),
+        F=-20 * noise,
+        trajectory=np.repeat(np.arange(4), NUM // 4),
+        cell=BOX * np.eye(3),
+        wrapped=False,
+    )
+    return path
+
+
+def tiny(data, run_dir):
+    config = water_config.get_config()
+    config.run_dir, config.data.path = str(run_dir), str(data)
+    config.data.num_train = config.data.num_validation = 4
+    config.data.num_test = 4
+    config.model.num_features = config.model.num_filters = 8
+    config.model.num_blocks, config.model.num_gaussians = 1, 8
+    config.pretrain.num_steps, config.pretrain.steps_per_validation = 20, 10
+    config.md.table_intervals = 128
+    config.stability.window_ps, config.stability.look_fs = 0.01, 2.0
+    config.stability.evaluate_threshold = 1e3  # in so short a window an RDF is noise
+    config.observable.stop_A, config.observable.width_A = 4.6, 0.1
+    config.stable.num_replicas, config.stable.max_epochs = 4, 2
+    config.stable.steps_per_epoch, config.stable.steps_per_frame = 20, 2
+    config.stable.max_unstable = 0.25
+    config.stable.max_simulation_ps = 0.2
+    config.evaluate.num_replicas = 4
+    config.evaluate.horizon_ps, config.evaluate.chunk_ps = 0.08, 0.04
+    config.evaluate.frame_spacing_fs, config.evaluate.vacf_window_fs = 2.0, 10.0
+    config.evaluate.displacement_ps, config.evaluate.green_kubo_ps = 0.03, 0.02
+    config.evaluate.diffusion_from_ps = 0.01
+    return config
+
+
+def strict(config):
+    """Everything is unstable at once, so that learning begins."""
+    config.stability.train_threshold_A, config.stability.learn_threshold_A = 1.8, 0.1
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("run")
+    return run_dir, pipeline.run(strict(tiny(data, run_dir)), build)
+
+
+def test_record_and_page_are_those_of_a_liquid(finished):
+    run_dir, record = finished
+    metrics = {(row["metric"], row.get("phase")) for row in record["rows"]}
+    for phase in ("before", "after"):
+        for metric in ("rdf_oo_mae", "rdf_oh_mae", "rdf_hh_mae", "median_first_passage_ps", "force_mae_eV_per_A"):
+            assert (metric, phase) in metrics
+    assert ("h_r_mae", "before") not in metrics
+    page = (run_dir / "report.html").read_text()
+    assert "g(r) of OO, MAE" in page and "h(r) MAE" not in page
+    assert "atoms of two molecules are nearer than" in page
+    course = json.loads((run_dir / "stable_course.json").read_text())
+    assert {"simulating", "learning"} == {entry["phase"] for entry in course}
+    assert all(np.isfinite(entry["observable_loss"]) for entry in course if entry["phase"] == "learning")
+
+
+def test_a_run_whose_lists_are_too_short_is_repaired_and_ends_the_same(finished, data, tmp_path, monkeypatch):
+    """Lists as long as the data need are too short for a hot simulation: they are lengthened, no step is lost."""
+    _, record = finished
+    config, lengthened, lengthen = strict(tiny(data, tmp_path)), [], systems.lengthen_lists
+
+    def counted(system, progress):
+        lengthened.append(system)
+        return lengthen(system, progress)
+
+    monkeypatch.setattr(systems, "lengthen_lists", counted)
+    config.md.spare_pairs = 1.0
+    again = pipeline.run(config, build)
+    assert lengthened
+    value = lambda rows: {(r["metric"], r.get("phase")): r["value"] for r in rows if r["metric"] != "stage_wall_s"}  # noqa: E731
+    expected, found = value(record["rows"]), value(again["rows"])
+    assert expected.keys() == found.keys()
+    for key, number in expected.items():
+        assert found[key] == pytest.approx(number, rel=0.02, abs=1e-3), key
+
+
+def test_energies_over_listed_pairs_are_those_over_all(data, tmp_path):
+    config = tiny(data, tmp_path)
+    system = build(config)
+    model = architectures.make(config, system.dataset, jax.random.key(0))
+    whole, _ = systems.whole_model(config, model, system.dataset)
+    params, position = whole.init(jax.random.key(1)), jnp.asarray(system.dataset.position[3])
+    energies = [jax.jit(one.atom_energies)(params, position) for one in (whole, system.potential)]
+    np.testing.assert_allclose(*energies, rtol=1e-4, atol=1e-5)
+    assert np.std(energies[0]) > 1e-4
+    prepared = system.md_form.prepare(params), system.integrator.lists.find(position)
+    np.testing.assert_allclose(system.md_form.energy(prepared, position), whole.energy(params, position), rtol=1e-4)
+
+
+def test_molecule_is_refused_where_a_liquid_is_expected_and_the_other_way_round(data, tmp_path):
+    from experiments import aspirin
+    from experiments.configs import aspirin as aspirin_config
+
+    config = tiny(data, tmp_path)
+    config.data.path = aspirin_config.get_config().data.path
+    with pytest.raises(ValueError, match="has no cell, expected a periodic system: use experiments.aspirin"):
+        build(config)
+    config = aspirin_config.get_config()
+    config.data.path, config.data.num_train = str(data), 4
+    config.data.num_validation, config.data.num_test = 4, 4
+    with pytest.raises(ValueError, match="is of a periodic system, expected a molecule: use experiments.water"):
+        aspirin.build(config)
+
+
+@pytest.mark.parametrize(("name", "sizes"), [("gemnet", {}), ("lstm", None)])
+def test_models_are_named_by_the_config(name, sizes, data, tmp_path):
+    config = tiny(data, tmp_path)
+    paper = water_paper.get_config().model
+    paper.name, paper.num_blocks, paper.cutoff_A = name, 1, 4.0
+    paper.atom_size = paper.edge_size = paper.triplet_size = paper.bilinear_size = 8
+    with config.unlocked():
+        config.model = paper
+    if sizes is None:
+        with pytest.raises(ValueError, match="has to be one of schnet, nequip, gemnet, got 'lstm'"):
+            build(config)
+        return
+    system = build(config)
+    params = jax.jit(system.potential.init)(jax.random.key(0))
+    loss, errors = jax.jit(system.qm_loss)(params, systems.labelled(system, system.split.train[:2]))
+    assert np.isfinite(loss) and errors.force_mae > 0
+
+
+def test_paper_config_has_the_papers_settings():
+    config = water_paper.get_config()
+    stable, observable = config.stable, config.observable
+    assert (config.data.num_train, config.md.temperature_K, config.md.timestep_fs) == (1000, 300.0, 1.0)
+    assert (stable.num_replicas, stable.steps_per_epoch, stable.steps_per_frame, stable.num_cycles) == (8, 1000, 100, 1)
+    assert (stable.learning_rate, stable.qm_weight, stable.max_unstable) == (3e-3, 0.0, 0.75)
+    assert (observable.molecules_per_neighbourhood, observable.num_bins, observable.per_bin) == (1, 100, 5)
+    assert (config.stability.train_threshold_A, config.stability.evaluate_threshold) == (1.2, 3.0)
+    assert (config.evaluate.num_replicas, config.evaluate.horizon_ps) == (10, 200.0)
+    assert water_config.get_config().stability.to_dict() == config.stability.to_dict()  # the criterion is never scaled
