@@ -191,10 +191,10 @@ def assemble(molecule: Molecule, work: Path, output: Path) -> None:
     np.savez_compressed(
         output,
         z=z.astype(np.uint8),
-        R=_round(R, POSITION_STEP),
+        R=rounded(R, POSITION_STEP),
         E=E,
-        F=_round(F, FORCE_STEP),
-        V=_round(V, VELOCITY_STEP),
+        F=rounded(F, FORCE_STEP),
+        V=rounded(V, VELOCITY_STEP),
         trajectory=trajectory.astype(np.uint8),
         frame_spacing_fs=TIMESTEP_FS * molecule.steps_per_frame,
         temperature_K=TEMPERATURE_K,
@@ -262,7 +262,7 @@ def _amides(molecule: Molecule, R) -> str:
     )
 
 
-def _round(array, step):
+def rounded(array, step):
     """Float32 with the bits under `step` (a power of two) at 0, which compress away."""
     return (np.round(np.asarray(array) / step) * step).astype(np.float32)
 

@@ -194,6 +194,7 @@ def assemble(work: Path, output: Path) -> None:
 
     from experiments import liquids, report
     from experiments.configs import water_paper
+    from experiments.data.generate_molecule import rounded
     from stablejax import units
     from stablejax.observables import structure, transport
     from stablejax.types import Frame
@@ -230,9 +231,9 @@ def assemble(work: Path, output: Path) -> None:
     np.savez_compressed(
         output,
         z=z.astype(np.uint8),
-        R=_round(R, 2.0**-14),
+        R=rounded(R, 2.0**-14),
         E=E,
-        F=_round(F, 2.0**-12),
+        F=rounded(F, 2.0**-12),
         trajectory=np.repeat(np.arange(NUM_TRAJECTORIES), len(R) // NUM_TRAJECTORIES).astype(np.uint8),
         frame_spacing_fs=STRUCTURE_SPACING_FS,
         temperature_K=TEMPERATURE_K,
@@ -254,11 +255,6 @@ def assemble(work: Path, output: Path) -> None:
         force_rms=np.sqrt((F**2).mean()), drift=1000 * np.mean(drift),
         by_displacement=value("diffusivity_1e-9_m2_per_s"), by_velocity=value("diffusivity_green_kubo_1e-9_m2_per_s"),
     ))  # fmt: skip
-
-
-def _round(array, step):
-    """Float32 with the bits under `step` (a power of two) at 0, which compress away."""
-    return (np.round(np.asarray(array) / step) * step).astype(np.float32)
 
 
 def main() -> None:
