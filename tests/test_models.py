@@ -348,3 +348,5 @@ def test_form_over_a_neighbour_list_is_the_potential_itself_and_says_when_it_is_
         (prepared, overfull.find(position)), position
     )
     assert np.isnan(energy) and np.isnan(forces).all()
+    np.testing.assert_allclose(potential.over_near_pairs(system, lists).energy(params, position), exact, rtol=1e-5)
+    assert np.isnan(potential.over_near_pairs(system, overfull).energy(params, position))
