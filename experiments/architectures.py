@@ -69,6 +69,11 @@ def _gemnet(settings, dataset, key) -> gemnet.GemNetT:
         gaussian_centre=basis.equal_centres(settings.num_radial, cutoff=1.0),
         cutoff=settings.cutoff_A,
     )
+    return with_fitted_scales(model, dataset, key)
+
+
+def with_fitted_scales(model: gemnet.GemNetT, dataset: Dataset, key: jax.Array) -> gemnet.GemNetT:
+    """The model with scale factors fitted to the first frames of the data."""
     params = jax.jit(potential.bind(model, dataset.species, cell=dataset.cell).init)(key)
     position, pairs = jnp.asarray(dataset.position[:NUM_FITTED], jnp.float32), all_pairs(len(dataset.species))
     vectors = jax.vmap(lambda x: pair_vectors(x, pairs, dataset.cell))(position)

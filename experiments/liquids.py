@@ -33,32 +33,21 @@ def build(config: ConfigDict, make_model: Callable = architectures.make) -> Syst
       make_model: `(config, data set, key)` -> architecture.
     """
     dataset, split = systems.load(config)
-    if dataset.cell is None:
+    cell = dataset.cell
+    if cell is None:
         raise ValueError(f"{config.data.path} has no cell, expected a periodic system: use experiments.aspirin.")
     shown = dataset.position[:: max(1, len(dataset.position) // FRAMES_FOR_BONDS)]
-    bonds, length = stability.find_bonds(shown, covalent_radii[dataset.species], cell=dataset.cell)
+    bonds, length = stability.find_bonds(shown, covalent_radii[dataset.species], cell=cell)
     dataset = loaders.make_whole(dataset, bonds)
     loaders.check_bonds_kept(dataset, bonds, threshold=config.stability.bond_threshold_A)
     model = make_model(config, dataset, systems.key_for(config, "model"))
-    reach: dict[str, Any] = dict(cutoff=model.cutoff, skin=config.md.skin_A, cell=dataset.cell)
-    num_pairs = most_pairs(dataset.position, **reach, margin=config.md.spare_pairs)
-    return _with_lists(config, dataset, split, model, bonds, length, reach, num_pairs)
-
-
-def _with_lists(config, dataset, split, model, bonds, length, reach, num_pairs) -> System:
-    """The system with neighbour lists of so many places."""
-    lists = neighbour_lists(len(dataset.species), **reach, num_pairs=num_pairs)
-    whole, whole_form = systems.whole_model(config, model, dataset)
-    bound, md_form = potential.over_near_pairs(whole, lists), potential.listed_form(whole_form, lists)
     mass = jnp.asarray(atomic_masses[dataset.species], jnp.float32)
-    integrator, num_removed = systems.integrator(config, md_form, mass, is_periodic=True)
-
     molecule = structure.find_molecules(bonds, len(dataset.species))
     pairs = structure.intermolecular_pairs(dataset.species, molecule)
     settings = config.observable
     rdfs = {
         f"rdf_{chemical_symbols[high]}{chemical_symbols[low]}": structure.radial_distribution(
-            some, stop=settings.stop_A, width=settings.width_A, cell=dataset.cell
+            some, stop=settings.stop_A, width=settings.width_A, cell=cell
         )
         for (low, high), some in pairs.items()
     }
@@ -73,27 +62,21 @@ def _with_lists(config, dataset, split, model, bonds, length, reach, num_pairs) 
     structure_reference = mean_over_frames(structure_fn, dataset.position)
     between = Pairs(*(np.concatenate(atoms) for atoms in zip(*pairs.values(), strict=True)))
     train_criterion, evaluate_criterion, names = _criteria(
-        config, between, dataset.cell, rdf_fn, {name: structure_reference[name] for name in rdfs}
+        config, between, cell, rdf_fn, {name: structure_reference[name] for name in rdfs}
     )
-    observable_fn, weight = _local_observables(config, bonds, molecule, between, dataset.cell)
+    observable_fn, weight = _local_observables(config, bonds, molecule, between, cell)
     reference = mean_over_frames(lambda x: jax.tree.map(jnp.mean, observable_fn(x)), dataset.position)
-    more = min(2 * num_pairs, len(mass) * (len(mass) - 1) // 2)
-    return System(
+    reach: dict[str, Any] = dict(cutoff=model.cutoff, skin=config.md.skin_A, cell=cell)
+    whole, whole_form = systems.whole_model(config, model, dataset)
+    fixed: dict[str, Any] = dict(
         dataset=dataset,
         split=split,
-        potential=bound,
-        md_form=md_form,
         mass=mass,
-        qm_loss=systems.qm_loss(config, bound),
-        map_replicas=systems.map_replicas(config, md_form, bound, len(mass)),
-        integrator=integrator,
-        num_removed=num_removed,
         train_criterion=train_criterion,
         evaluate_criterion=evaluate_criterion,
         freeze_above=config.stability.train_threshold_A - config.stability.learn_threshold_A,
         criterion_name=names[1],
         train_criterion_name=names[0],
-        energies=_local_energies(config, bound, molecule, dataset.cell),
         subsample=_subsample(config, bonds, length, molecule),
         observable_fn=observable_fn,
         reference=reference,
@@ -112,8 +95,25 @@ def _with_lists(config, dataset, split, model, bonds, length, reach, num_pairs) 
         },
         measures=_measures(rdfs),
         motion_fn=build_motion(config, mass, molecule),
-        with_more_pairs=partial(_with_lists, config, dataset, split, model, bonds, length, reach, more),
     )
+
+    def with_lists(num_pairs: int) -> System:
+        lists = neighbour_lists(len(mass), **reach, num_pairs=num_pairs)
+        bound, md_form = potential.over_near_pairs(whole, lists), potential.listed_form(whole_form, lists)
+        integrator, num_removed = systems.integrator(config, md_form, mass, is_periodic=True)
+        return System(
+            **fixed,
+            potential=bound,
+            md_form=md_form,
+            qm_loss=systems.qm_loss(config, bound),
+            map_replicas=systems.map_replicas(config, md_form, bound, len(mass)),
+            integrator=integrator,
+            num_removed=num_removed,
+            energies=_local_energies(config, bound, molecule, cell),
+            with_more_pairs=partial(with_lists, min(2 * num_pairs, len(mass) * (len(mass) - 1) // 2)),
+        )
+
+    return with_lists(most_pairs(dataset.position, **reach, margin=config.md.spare_pairs))
 
 
 def _criteria(config, between: Pairs, cell, rdf_fn, rdf_reference) -> tuple[Criterion, Criterion, tuple[str, str]]:

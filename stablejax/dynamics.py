@@ -16,7 +16,7 @@ from jax import lax
 from jax_md import simulate, space
 
 from stablejax.geometry import NeighbourList, NeighbourLists
-from stablejax.types import Array, Bool, Criterion, Float, Frame, Int, Key, Position, RunningCriterion
+from stablejax.types import Array, Bool, Criterion, Float, Frame, Int, Key, Position, running
 
 _, _SHIFT_FREE = space.free()
 
@@ -204,7 +204,7 @@ def _unfrozen(md, step, criterion) -> Replica:
         is_frozen=jnp.zeros(step.shape, bool),
         is_finite=jnp.ones(step.shape, bool),
         is_overfull=jnp.zeros(step.shape, bool),
-        memory=criterion.init() if isinstance(criterion, RunningCriterion) else (),
+        memory=() if criterion is None else running(criterion).init(),
     )
 
 
@@ -215,12 +215,6 @@ def _find(integrator: Integrator, position: Position) -> NeighbourList | None:
 def _given(integrator: Integrator, prepared, listed: NeighbourList | None):
     """What the energy function takes before the position."""
     return prepared if integrator.lists is None else (prepared, listed)
-
-
-def _update(criterion: Criterion, memory, position: Position):
-    if isinstance(criterion, RunningCriterion):
-        return criterion.update(memory, position)
-    return memory, criterion(position)
 
 
 def frame_of(replica: Replica) -> Frame:
@@ -244,10 +238,10 @@ def advance(
     on from there when it is given to an integrator with more. Frozen replicas cost nothing where replicas run one after
     the other.
     """
-    return _advance(integrator, criterion, prepared, _running(integrator, replica), until_step, freeze_above).replica
+    return _advance(integrator, criterion, prepared, _begin(integrator, replica), until_step, freeze_above).replica
 
 
-class _Running(NamedTuple):
+class _Carry(NamedTuple):
     """What is carried through the steps of a call."""
 
     replica: Replica
@@ -255,23 +249,23 @@ class _Running(NamedTuple):
     is_stale: Bool[Array, ""]  # the step was more than the list covers, and is taken again with a new one
 
 
-def _running(integrator: Integrator, replica: Replica) -> _Running:
+def _begin(integrator: Integrator, replica: Replica) -> _Carry:
     replica = replica._replace(is_overfull=jnp.zeros_like(replica.is_overfull))
-    return _Running(replica, _find(integrator, replica.md.position), jnp.zeros_like(replica.is_overfull))
+    return _Carry(replica, _find(integrator, replica.md.position), jnp.zeros_like(replica.is_overfull))
 
 
-def _advance(integrator, criterion, prepared, running: _Running, until_step, freeze_above) -> _Running:
-    def is_going(running):
-        replica = running.replica
+def _advance(integrator, criterion, prepared, carry: _Carry, until_step, freeze_above) -> _Carry:
+    def is_going(carry):
+        replica = carry.replica
         return ~replica.is_frozen & ~replica.is_overfull & (replica.step < until_step)
 
-    def take_step(running):
-        replica, listed, is_stale = running
+    def take_step(carry):
+        replica, listed, is_stale = carry
         position = replica.md.position
         if integrator.lists is not None:
-            listed = integrator.lists.update(listed, position, is_going(running), is_stale)
+            listed = integrator.lists.update(listed, position, is_going(carry), is_stale)
         md = integrator.step(_given(integrator, prepared, listed), replica.md)
-        memory, violation = _update(criterion, replica.memory, md.position)
+        memory, violation = running(criterion).update(replica.memory, md.position)
         is_finite = jnp.all(jnp.isfinite(md.position)) & jnp.all(jnp.isfinite(md.momentum)) & jnp.isfinite(violation)
         keep = lambda new, old: jax.tree.map(partial(jnp.where, is_finite), new, old)  # noqa: E731
         stepped = replica._replace(
@@ -283,15 +277,15 @@ def _advance(integrator, criterion, prepared, running: _Running, until_step, fre
             memory=keep(memory, replica.memory),
         )
         if integrator.lists is None:
-            return _Running(stepped, None, is_stale)
+            return _Carry(stepped, None, is_stale)
         # Once: what a new list does not cover either is a state that is not finite.
         is_stale = ~is_stale & ~integrator.lists.covers(listed, md.position) & ~listed.is_overfull
         waiting = replica._replace(is_overfull=listed.is_overfull)
-        return _Running(
+        return _Carry(
             jax.tree.map(partial(jnp.where, is_stale | listed.is_overfull), waiting, stepped), listed, is_stale
         )
 
-    return lax.while_loop(is_going, take_step, running)
+    return lax.while_loop(is_going, take_step, carry)
 
 
 def sample(
@@ -311,14 +305,14 @@ def sample(
     """
     start = replica.step
 
-    def next_frame(running, index):
+    def next_frame(carry, index):
         until_step = start + (index + 1) * steps_per_frame
-        running = _advance(integrator, criterion, prepared, running, until_step, freeze_above)
-        replica = running.replica
-        return running, Trajectory(frame_of(replica), ~replica.is_frozen & ~replica.is_overfull)
+        carry = _advance(integrator, criterion, prepared, carry, until_step, freeze_above)
+        replica = carry.replica
+        return carry, Trajectory(frame_of(replica), ~replica.is_frozen & ~replica.is_overfull)
 
-    running, trajectory = lax.scan(next_frame, _running(integrator, replica), jnp.arange(num_frames))
-    return running.replica, trajectory
+    carry, trajectory = lax.scan(next_frame, _begin(integrator, replica), jnp.arange(num_frames))
+    return carry.replica, trajectory
 
 
 def _force_fn(energy_fn):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stablejax.geometry import Pairs, pair_distances
-from stablejax.types import Array, Criterion, Float, FrameCriterion, Int, ObservableFn, RunningCriterion
+from stablejax.types import Array, Criterion, Float, FrameCriterion, Int, ObservableFn, RunningCriterion, running
 
 
 def find_bonds(
@@ -141,16 +141,10 @@ def any_of(*criteria: Criterion) -> Criterion:
     if not any(isinstance(criterion, RunningCriterion) for criterion in criteria):
         return lambda position: jnp.max(jnp.stack([criterion(position) for criterion in criteria]))  # type: ignore[operator]
 
-    def init():
-        return [criterion.init() if isinstance(criterion, RunningCriterion) else () for criterion in criteria]
+    every = [running(criterion) for criterion in criteria]
 
     def update(memories, position):
-        updated = [
-            criterion.update(memory, position)
-            if isinstance(criterion, RunningCriterion)
-            else (memory, criterion(position))
-            for criterion, memory in zip(criteria, memories, strict=True)
-        ]
-        return [memory for memory, _ in updated], jnp.max(jnp.stack([value for _, value in updated]))
+        pairs = [one.update(memory, position) for one, memory in zip(every, memories, strict=True)]
+        return [memory for memory, _ in pairs], jnp.max(jnp.stack([value for _, value in pairs]))
 
-    return RunningCriterion(init, update)
+    return RunningCriterion(lambda: [one.init() for one in every], update)

@@ -62,6 +62,13 @@ class RunningCriterion(NamedTuple):
 Criterion = FrameCriterion | RunningCriterion
 
 
+def running(criterion: Criterion) -> RunningCriterion:
+    """Any criterion as one that may remember; that of a frame has an empty memory."""
+    if isinstance(criterion, RunningCriterion):
+        return criterion
+    return RunningCriterion(init=lambda: (), update=lambda memory, position: (memory, criterion(position)))
+
+
 __all__ = [
     "Array",
     "AtomEnergyFn",
@@ -79,4 +86,5 @@ __all__ = [
     "RunningCriterion",
     "Shaped",
     "Species",
+    "running",
 ]

@@ -34,35 +34,19 @@ SETTINGS = {
     "gemnet": Settings(learning_rate=5e-4, batch_size=4, steps_per_look=10),
 }
 
-NUM_FITTED = 8
-"""Frames that scale factors are fitted to."""
-
 
 def build_model(name: str, dataset, key):
     """A model of the paper's size; the scale factors of GemNet-T are fitted to frames of the data."""
+    from experiments import architectures
     from stablejax import GemNetT, NequIP, SchNet
 
     elements = tuple(np.unique(dataset.species).tolist())
     makers: dict[str, Callable] = {
         "schnet": SchNet,
         "nequip": lambda: NequIP(elements, num_neighbours=len(dataset.species) - 1.0),
-        "gemnet": lambda: _with_fitted_scales(GemNetT(), dataset, key),
+        "gemnet": lambda: architectures.with_fitted_scales(GemNetT(), dataset, key),
     }
     return makers[name]()
-
-
-def _with_fitted_scales(model, dataset, key):
-    import jax
-    import jax.numpy as jnp
-
-    from stablejax import bind
-    from stablejax.geometry import all_pairs, pair_vectors
-    from stablejax.models import gemnet
-
-    params, pairs = jax.jit(bind(model, dataset.species).init)(key), all_pairs(len(dataset.species))
-    position = jnp.asarray(dataset.position[:NUM_FITTED], jnp.float32)
-    vectors = jax.vmap(pair_vectors, (0, None))(position, pairs)
-    return gemnet.fit_scales(model, params, dataset.species, pairs, vectors)
 
 
 def train(name: str, config, minutes: float) -> list[dict]:
