@@ -65,7 +65,7 @@ def build(config: ConfigDict, make_model: Callable = architectures.make) -> Syst
         config, between, cell, rdf_fn, {name: structure_reference[name] for name in rdfs}
     )
     observable_fn, weight = _local_observables(config, bonds, molecule, between, cell)
-    reference = mean_over_frames(lambda x: jax.tree.map(jnp.mean, observable_fn(x)), dataset.position)
+    reference = mean_over_frames(lambda x: jax.tree.map(partial(jnp.mean, axis=0), observable_fn(x)), dataset.position)
     reach: dict[str, Any] = dict(cutoff=model.cutoff, skin=config.md.skin_A, cell=cell)
     whole, whole_form = systems.whole_model(config, model, dataset)
     fixed: dict[str, Any] = dict(
@@ -77,7 +77,7 @@ def build(config: ConfigDict, make_model: Callable = architectures.make) -> Syst
         freeze_above=config.stability.train_threshold_A - config.stability.learn_threshold_A,
         criterion_name=names[1],
         train_criterion_name=names[0],
-        subsample=_subsample(config, bonds, length, molecule),
+        subsample=_subsample(config, bonds, length, molecule, between, cell),
         observable_fn=observable_fn,
         reference=reference,
         observable_weight=weight,
@@ -142,8 +142,10 @@ def _local_observables(config, bonds: Pairs, molecule, between: Pairs, cell) -> 
     functions: dict[str, Callable] = {"bond_length": structure.molecule_bond_lengths(bonds, molecule)}
     weights = {"bond_length": settings.length_weight}
     if settings.distance_weight:
-        functions["distance"] = structure.molecule_distances(between, molecule, cell=cell)
-        weights["distance"] = settings.distance_weight
+        nearest = structure.molecule_distances(between, molecule, cell=cell)
+        centre = structure.bin_centres(settings.distance_stop_A, settings.distance_width_A)
+        functions["distance"] = structure.density(nearest, centre, smearing=settings.distance_width_A / 2)
+        weights["distance"] = settings.distance_weight * settings.distance_width_A
     return lambda position: {name: fn(position) for name, fn in functions.items()}, weights
 
 
@@ -157,15 +159,22 @@ def _local_energies(config, bound: potential.Potential, molecule, cell):
     )
 
 
-def _subsample(config, bonds: Pairs, length, molecule) -> Callable:
-    """Molecules that are learnt from: as many from each bin of the deviation of their bonds (A.6)."""
+def _subsample(config, bonds: Pairs, length, molecule, between: Pairs, cell) -> Callable | None:
+    """Molecules that are learnt from: as many from each bin of what tells the unstable ones from the others (A.6).
+
+    The deviation of their bonds from the mean; their smallest distance to another where that is learnt.
+    """
     settings = config.observable
-    mean_length = structure.molecule_bond_lengths(bonds, molecule)
-    target = float(length.mean())
+    if not settings.num_bins:
+        return None
+    mean_length, target = structure.molecule_bond_lengths(bonds, molecule), float(length.mean())
+    value_fn = lambda position: jnp.abs(mean_length(position) - target)  # noqa: E731
+    if settings.distance_weight:
+        value_fn = structure.molecule_distances(between, molecule, cell=cell)
 
     def subsample(position, mask):
         # A frozen replica's frames are masked.
-        value = jnp.abs(jax.vmap(mean_length)(position) - target)
+        value = jax.vmap(value_fn)(position)
         everywhere = jnp.broadcast_to(mask[:, None], value.shape)
         key = jax.random.fold_in(jax.random.key(0), lax.bitcast_convert_type(jnp.sum(position), jnp.uint32))
         chosen, _ = neighbourhoods.balanced_subsample(

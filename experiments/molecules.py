@@ -111,6 +111,12 @@ def _trained_observables(config: ConfigDict, dataset: loaders.Dataset, bonds, le
     pairs = {"all": all_pairs(len(dataset.species))}
     if settings.by_element:
         pairs = {f"{low}-{high}": some for (low, high), some in structure.pairs_by_element(dataset.species).items()}
+    if settings.by_separation:
+        pairs = {
+            f"{name}, {number}": some
+            for name, together in pairs.items()
+            for number, some in structure.pairs_by_separation(together, bonds, len(dataset.species)).items()
+        }
     functions = {
         name: structure.interatomic_distances(some, centre, smearing=settings.smearing_A)
         for name, some in pairs.items()

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.data import covalent_radii
 from ase.io import write
 
+from experiments.configs import ac_ala3_nhme as peptide_config
 from experiments.configs import aspirin as aspirin_config
 from experiments.data import loaders
-from stablejax import units
+from stablejax import stability, units
 from stablejax.geometry import Pairs
+from stablejax.observables import structure
 
 SPECIES = np.array([8, 1, 1])
 NUM = 20
@@ -290,3 +293,24 @@ def test_wrapped_molecules_are_made_whole(tmp_path):
     np.testing.assert_allclose(moved, np.round(moved), atol=1e-5)
     as_it_was = load(written(tmp_path, R=position, wrapped=False, **changes))
     assert loaders.make_whole(as_it_was, bonds) is as_it_was
+
+
+def test_the_peptide_of_md22_can_be_read_and_has_the_geometry_of_ours(shared):
+    dataset = load(shared / "data" / "md22_Ac-Ala3-NHMe_5frames.xyz", "kcal/mol")
+    assert dataset.position.shape == (5, 42, 3)
+    bonds, length = stability.find_bonds(dataset.position, covalent_radii[dataset.species])
+    assert len(length) == 41
+    phi, psi = structure.backbone_dihedrals(dataset.species, bonds)
+    assert len(phi) == len(psi) == 3
+    ours = load(peptide_config.DATA)
+    our_bonds, our_length = stability.find_bonds(ours.position[::50], covalent_radii[ours.species])
+
+    def by_kind(species, bonds, length):
+        kinds = np.sort(species[np.stack(bonds)], axis=0).T
+        return {tuple(kind): length[(kinds == kind).all(axis=1)].mean() for kind in np.unique(kinds, axis=0)}
+
+    real = by_kind(dataset.species, bonds, length)
+    mine = by_kind(ours.species, our_bonds, our_length)
+    assert real.keys() == mine.keys()
+    for kind, value in real.items():
+        assert mine[kind] == pytest.approx(value, abs=0.03), kind

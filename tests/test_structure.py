@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -258,3 +260,29 @@ def test_centres_of_molecules_weigh_by_mass():
     x = jnp.array([[[0.0, 0, 0], [3, 0, 0], [5, 5, 5]]])
     centres = transport.molecule_centres(x, np.array([2.0, 1.0, 7.0]), np.array([0, 0, 1]))
     np.testing.assert_allclose(centres, [[[1, 0, 0], [5, 5, 5]]])
+
+
+def test_density_of_each_value_integrates_to_one_and_is_where_the_value_is():
+    centre = structure.bin_centres(4.0, 0.05)
+    observable = structure.density(lambda position: position[:, 0], centre, smearing=0.1)
+    density = observable(jnp.array([[1.0, 0, 0], [2.5, 0, 0]]))
+    assert density.shape == (2, 80)
+    np.testing.assert_allclose(density.sum(axis=1) * 0.05, 1.0, rtol=1e-4)
+    np.testing.assert_allclose(density @ centre * 0.05, [1.0, 2.5], rtol=1e-4)
+
+
+def test_pairs_by_separation_are_bonds_angles_and_the_rest():
+    """A chain of five atoms, in disorder."""
+    chain = [3, 0, 4, 1, 2]
+    bonds = Pairs(np.array(chain[:-1]), np.array(chain[1:]))
+    found = structure.pairs_by_separation(geometry.all_pairs(5), bonds, 5)
+    as_set = lambda pairs: {frozenset(pair) for pair in zip(*map(np.ndarray.tolist, pairs), strict=True)}  # noqa: E731
+    assert as_set(found[1]) == {frozenset(pair) for pair in pairwise(chain)}
+    assert as_set(found[2]) == {frozenset(chain[i : i + 3 : 2]) for i in range(3)}
+    assert as_set(found[3]) == as_set(geometry.all_pairs(5)) - as_set(found[1]) - as_set(found[2])
+    assert set(structure.pairs_by_separation(bonds, bonds, 5)) == {1}
+
+
+def test_atoms_that_are_not_connected_are_far_apart():
+    found = structure.pairs_by_separation(geometry.all_pairs(3), Pairs(np.array([0]), np.array([1])), 3)
+    assert [len(found[number].first) for number in found] == [1, 2] and set(found) == {1, 3}

@@ -41,6 +41,7 @@ def get_config() -> ConfigDict:
     observable.width_A = 0.02  # of the bins
     observable.smearing_A = 0.01  # width of the Gaussians
     observable.by_element = False  # one h(r) for every pair of elements instead of one for all pairs
+    observable.by_separation = False  # one for bonded atoms, one for ends of an angle, one for all others
     observable.bond_weight = (
         0.0  # of the relative error of the variance of bond lengths, squared, the mean over the bonds
     )

@@ -59,8 +59,10 @@ def get_config() -> ConfigDict:
     observable.width_A = 0.05  # of their bins
     observable.molecules_per_neighbourhood = 1
     observable.length_weight = 1.0  # w of (mean O-H length − reference)², per Å²
-    observable.distance_weight = 0.0  # the same of the smallest distance to another molecule
-    observable.num_bins = 100  # of the deviation of a molecule's mean bond length
+    observable.distance_weight = 0.0  # w of ∫(p − p_ref)² dr, p(r) of a molecule's smallest distance to another
+    observable.distance_stop_A = 3.0  # p(r) reaches from 0 to here
+    observable.distance_width_A = 0.1  # of its bins, and twice the width of its Gaussians
+    observable.num_bins = 100  # of what tells unstable molecules from others; 0: all are learnt from
     observable.per_bin = 5  # molecules that are learnt from, of each bin
 
     config.stable.num_replicas = 8

@@ -36,6 +36,28 @@ def interatomic_distances(pairs: Pairs, centre: Float[Array, " bin"], *, smearin
     return observable
 
 
+def density(values_fn: ObservableFn, centre: Float[Array, " bin"], *, smearing: float) -> ObservableFn:
+    """The distribution of each value of another observable: its density at the bin centres, a Gaussian per frame.
+
+    A rare value far from the others is lost in a mean; its bins are empty in the reference, so here it is not.
+
+    Args:
+      values_fn: observable [...], for example `molecule_distances`.
+      centre: in the unit of the values.
+      smearing: σ of the Gaussians, in that unit.
+
+    Returns:
+      Observable [..., bin].
+    """
+    norm = 1.0 / (np.sqrt(2 * np.pi) * smearing)
+
+    def observable(position):
+        delta = (values_fn(position)[..., None] - jnp.asarray(centre, position.dtype)) / smearing
+        return norm * jnp.exp(-0.5 * delta * delta)
+
+    return observable
+
+
 def pairs_by_element(species: Int[np.ndarray, " atom"]) -> dict[tuple[int, int], Pairs]:
     """All pairs of a molecule by the atomic numbers of their two atoms, the smaller first."""
     pairs, species = all_pairs(len(species)), np.asarray(species)
@@ -44,6 +66,21 @@ def pairs_by_element(species: Int[np.ndarray, " atom"]) -> dict[tuple[int, int],
     kinds = sorted(set(zip(low.tolist(), high.tolist(), strict=True)))
     is_kind = {kind: (low == kind[0]) & (high == kind[1]) for kind in kinds}
     return {kind: Pairs(pairs.first[chosen], pairs.second[chosen]) for kind, chosen in is_kind.items()}
+
+
+def pairs_by_separation(pairs: Pairs, bonds: Pairs, num_atoms: int) -> dict[int, Pairs]:
+    """The pairs by the number of bonds on the shortest way between their atoms: 1, 2, and 3 for three or more.
+
+    Bonded atoms, ends of an angle and all others: an atom that leaves an angle for a bond is seen among its own kind.
+    """
+    ones = np.ones(len(bonds.first))
+    graph = sparse.coo_array((ones, (bonds.first, bonds.second)), shape=(num_atoms, num_atoms))
+    steps = sparse.csgraph.shortest_path(graph, directed=False, unweighted=True)
+    separation = np.minimum(steps[pairs.first, pairs.second], 3).astype(int)
+    return {
+        number: Pairs(pairs.first[separation == number], pairs.second[separation == number])
+        for number in np.unique(separation).tolist()
+    }
 
 
 def find_molecules(bonds: Pairs, num_atoms: int) -> Int[np.ndarray, " atom"]:
