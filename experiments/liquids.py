@@ -136,7 +136,7 @@ def _criteria(config, between: Pairs, cell, rdf_fn, rdf_reference) -> tuple[Crit
     return near, far, names
 
 
-def _local_observables(config, bonds: Pairs, molecule, between: Pairs, cell) -> tuple[Callable, dict[str, float]]:
+def _local_observables(config, bonds, molecule, between, cell) -> tuple[Callable, dict[str, float]]:
     """What is trained on, [molecule] of a position, and the weight of each in the loss."""
     settings = config.observable
     functions: dict[str, Callable] = {"bond_length": structure.molecule_bond_lengths(bonds, molecule)}

@@ -13,6 +13,8 @@ from experiments import architectures, pipeline, systems
 from experiments.configs import water as water_config
 from experiments.configs import water_paper
 from experiments.water import build
+from stablejax.geometry import Pairs
+from stablejax.observables import structure
 
 BOX, NUM = 9.4, 40
 
@@ -166,3 +168,43 @@ def test_paper_config_has_the_papers_settings():
     assert (config.stability.train_threshold_A, config.stability.evaluate_threshold) == (1.2, 3.0)
     assert (config.evaluate.num_replicas, config.evaluate.horizon_ps) == (10, 200.0)
     assert water_config.get_config().stability.to_dict() == config.stability.to_dict()  # the criterion is never scaled
+
+
+@pytest.mark.parametrize("name", ["bond_length", "distance"])
+def test_molecules_are_chosen_by_what_tells_the_unstable_ones(name, data, tmp_path):
+    config = tiny(data, tmp_path)
+    config.observable.distance_weight = 1.0 if name == "distance" else 0.0
+    config.observable.num_bins, config.observable.per_bin = 8, 1
+    system = build(config)
+    position = jnp.asarray(system.dataset.position[:6])
+    bonds = Pairs(np.repeat(np.arange(0, 81, 3), 2), np.delete(np.arange(81), np.arange(0, 81, 3)))
+    molecule = np.repeat(np.arange(27), 3)
+    length = jax.vmap(structure.molecule_bond_lengths(bonds, molecule))(position)
+    pairs = structure.intermolecular_pairs(system.dataset.species, molecule)
+    between = Pairs(*(np.concatenate(atoms) for atoms in zip(*pairs.values(), strict=True)))
+    nearest = structure.molecule_distances(between, molecule, cell=system.dataset.cell)
+    value = jax.vmap(nearest)(position) if name == "distance" else jnp.abs(length - system.reference["bond_length"])
+    is_valid = np.array([True, True, True, False, True, True])
+    chosen, value = np.asarray(system.subsample(position, jnp.asarray(is_valid))), np.asarray(value)[is_valid]
+    assert not chosen[3].any()
+    edges = np.linspace(value.min(), value.max(), 9)
+    index = np.clip(np.digitize(value, edges) - 1, 0, 7)
+    assert np.bincount(index[chosen[is_valid]]).tolist() == [min(n, 1) for n in np.bincount(index.reshape(-1))]
+
+
+def test_all_molecules_are_learnt_from_where_there_are_no_bins(data, tmp_path):
+    config = tiny(data, tmp_path)
+    config.observable.num_bins = 0
+    assert build(config).subsample is None
+
+
+def test_distances_between_molecules_are_learnt_as_their_distribution(data, tmp_path):
+    config = tiny(data, tmp_path)
+    config.observable.distance_weight, config.observable.distance_stop_A = 2.0, 3.0
+    system = build(config)
+    width = config.observable.distance_width_A
+    observed = system.observable_fn(jnp.asarray(system.dataset.position[0]))
+    assert observed["distance"].shape == (27, 30) and observed["bond_length"].shape == (27,)
+    assert system.reference["distance"].shape == (30,)
+    assert system.reference["distance"].sum() * width == pytest.approx(1.0, abs=0.02)
+    assert system.observable_weight["distance"] == 2.0 * width

@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     model.name = "schnet"
     model.num_features = 32
     model.num_filters = 32
-    model.num_blocks = 3
+    model.num_blocks = 2
     model.num_gaussians = 25
     model.cutoff_A = 4.0
 
@@ -29,19 +29,33 @@ def get_config() -> ConfigDict:
     config.pretrain.average_decay = 0.99
     config.pretrain.schedule = "cosine"
 
+    # For the structure, as the data set was made; one chain over a whole box samples slowly.
     config.md.thermostat = "langevin"
     config.md.damping_time_fs = 1000.0
     config.md.replica_batch = 1
 
-    config.stable.num_replicas = 8
+    # The mean length of bonds hardly feels a hydrogen that comes too close to another molecule; the smallest distances
+    # between molecules do, up to where the reference has none.
+    config.observable.length_weight = 1000.0
+    config.observable.distance_weight = 1000.0
+    config.observable.distance_stop_A = 1.3
+
+    config.stable.num_replicas = 12
+    config.stable.steps_per_frame = 20
     config.stable.max_unstable = 0.5
-    config.stable.max_epochs = 10
+    config.stable.max_epochs = 16
     config.stable.optimizer = "adam"
     config.stable.learning_rate = 1e-4
-    config.stable.qm_weight = 1.0
-    config.stable.qm_batch_size = 4
-    config.stable.max_simulation_ps = 50.0
+    config.stable.observable_clip_norm = 15.0
+    config.stable.qm_weight = 10.0
+    config.stable.qm_batch_size = 16
+    config.stable.max_simulation_ps = 20.0
 
-    config.evaluate.num_replicas = 10
-    config.evaluate.horizon_ps = 20.0
+    config.evaluate.num_replicas = 16
+    config.evaluate.horizon_ps = 16.0
+    # Short windows, so that there are some before the first failures.
+    config.evaluate.chunk_ps = 2.0
+    config.evaluate.displacement_ps = 1.5
+    config.evaluate.green_kubo_ps = 1.5
+    config.evaluate.diffusion_from_ps = 0.5
     return config
