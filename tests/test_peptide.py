@@ -32,7 +32,10 @@ def test_record_and_page_have_the_backbone_and_distances_to_15_A(tmp_path):
         assert np.isfinite(rows["vacf_mae", phase]["value"])
     page = (tmp_path / "report.html").read_text()
     assert "Ramachandran map, fraction of residues elsewhere than in the reference" in page
-    (profile,) = build(config).profiles.values()
+    system = build(config)
+    assert {"1-7, 1", "1-7, 2", "1-7, 3", "bond_variance"} <= system.reference.keys()  # H-N: bonded, an angle, further
+    assert "7-8, 1" not in system.reference
+    (profile,) = system.profiles.values()
     assert profile.x[0] < 0.2 and 14.8 < profile.x[-1] < 15.2
 
 

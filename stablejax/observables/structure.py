@@ -37,7 +37,7 @@ def interatomic_distances(pairs: Pairs, centre: Float[Array, " bin"], *, smearin
 
 
 def density(values_fn: ObservableFn, centre: Float[Array, " bin"], *, smearing: float) -> ObservableFn:
-    """The distribution of each value of another observable: its density at the bin centres, a Gaussian per frame.
+    """The distribution of each value of another observable, as the Gaussian about it at the bin centres.
 
     A rare value far from the others is lost in a mean; its bins are empty in the reference, so here it is not.
 
@@ -73,9 +73,7 @@ def pairs_by_separation(pairs: Pairs, bonds: Pairs, num_atoms: int) -> dict[int,
 
     Bonded atoms, ends of an angle and all others: an atom that leaves an angle for a bond is seen among its own kind.
     """
-    ones = np.ones(len(bonds.first))
-    graph = sparse.coo_array((ones, (bonds.first, bonds.second)), shape=(num_atoms, num_atoms))
-    steps = sparse.csgraph.shortest_path(graph, directed=False, unweighted=True)
+    steps = sparse.csgraph.shortest_path(_bond_graph(bonds, num_atoms), directed=False, unweighted=True)
     separation = np.minimum(steps[pairs.first, pairs.second], 3).astype(int)
     return {
         number: Pairs(pairs.first[separation == number], pairs.second[separation == number])
@@ -85,9 +83,11 @@ def pairs_by_separation(pairs: Pairs, bonds: Pairs, num_atoms: int) -> dict[int,
 
 def find_molecules(bonds: Pairs, num_atoms: int) -> Int[np.ndarray, " atom"]:
     """Number of the molecule that each atom belongs to, from 0, in the order of their first atoms."""
-    ones = np.ones(len(bonds.first))
-    graph = sparse.coo_array((ones, (bonds.first, bonds.second)), shape=(num_atoms, num_atoms))
-    return sparse.csgraph.connected_components(graph, directed=False)[1].astype(np.int32)
+    return sparse.csgraph.connected_components(_bond_graph(bonds, num_atoms), directed=False)[1].astype(np.int32)
+
+
+def _bond_graph(bonds: Pairs, num_atoms: int) -> sparse.coo_array:
+    return sparse.coo_array((np.ones(len(bonds.first)), (bonds.first, bonds.second)), shape=(num_atoms, num_atoms))
 
 
 def intermolecular_pairs(
