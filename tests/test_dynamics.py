@@ -323,3 +323,47 @@ def test_memory_of_a_criterion_is_that_before_a_state_that_is_not_finite():
     replica = dynamics.init_replica(integrator, jax.random.key(0), 1.0, jnp.zeros((1, 3)), criterion)
     replica = dynamics.advance(integrator, criterion, 1.0, replica, 30)
     assert not bool(replica.is_finite) and int(replica.memory) == 7
+
+
+class FlexibleWater:
+    """One SPC/Fw molecule alone (Wu, Tepper and Voth 2006): O, H, H."""
+
+    mass = jnp.array([15.999, 1.008, 1.008], jnp.float32)
+    length, angle = 1.012, np.deg2rad(113.24)  # Å
+    start = length * jnp.array([[0, 0, 0], [1, 0, 0], [np.cos(angle), np.sin(angle), 0]], jnp.float32)
+
+    @staticmethod
+    def energy(_, position):
+        bonds = position[1:] - position[0]
+        length = jnp.linalg.norm(bonds, axis=1)
+        cosine = jnp.vdot(bonds[0], bonds[1]) / (length[0] * length[1])
+        stretch = 1059.162 * jnp.sum((length - FlexibleWater.length) ** 2)
+        return 0.5 * units.KCAL_PER_MOL * (stretch + 75.9 * (jnp.arccos(cosine) - FlexibleWater.angle) ** 2)
+
+
+@pytest.mark.parametrize("timestep_fs", [0.25, 1.0])
+def test_modes_of_flexible_water_are_thermal_and_long_steps_read_cold_in_the_stretch_alone(timestep_fs):
+    """At full steps BAOAB's kinetic energy of a mode is low by the factor 1 − (ωΔt)²/4; its positions are right."""
+    water, kT = FlexibleWater, units.thermal_energy(300.0)
+    integrator = dynamics.langevin(
+        water.energy, water.mass, kT=kT, timestep=timestep_fs * units.FEMTOSECOND, friction=1 / (50 * units.FEMTOSECOND)
+    )
+    steps_per_frame = round(25 / timestep_fs)
+    _, (frame, is_valid) = simulate_many(
+        integrator, water.start, num_replicas=256, num_frames=220, steps_per_frame=steps_per_frame
+    )
+    assert is_valid.all()
+    position, velocity = (np.asarray(x)[:, 20:] for x in frame)
+    mass = np.asarray(water.mass)[:, None]
+    centre = (mass * velocity).sum(axis=2) / mass.sum()
+    translation = mass.sum() * (centre**2).sum(axis=-1).mean() / (3 * kT)
+    bond = position[:, :, 1:] - position[:, :, :1]
+    along = ((velocity[:, :, 1:] - velocity[:, :, :1]) * bond).sum(axis=-1) / np.linalg.norm(bond, axis=-1)
+    reduced = 1 / (1 / 15.999 + 1 / 1.008)
+    stretch = reduced * (along**2).mean() / kT
+    variance = 1059.162 * units.KCAL_PER_MOL * ((np.linalg.norm(bond, axis=-1) - water.length) ** 2).mean() / kT
+    assert translation == pytest.approx(1, abs=0.02)
+    assert variance == pytest.approx(1, abs=0.03)
+    frequency = np.sqrt(1059.162 * units.KCAL_PER_MOL / reduced) * units.FEMTOSECOND  # per fs
+    assert stretch == pytest.approx(1 - (frequency * timestep_fs) ** 2 / 4, abs=0.02)
+    assert (stretch < 0.93) == (timestep_fs == 1.0)

@@ -34,44 +34,70 @@ def test_commands_and_files_it_names_exist():
         assert (ROOT / linked).exists(), linked
 
 
-def result_lines():
-    """The table of results as the committed records say it."""
-    records = [
-        json.loads(path.read_text()) for path in sorted((ROOT / "experiments" / "results").glob("aspirin_*.json"))
-    ]
-
-    def line(name, cell):
-        return f"| {name} | {' | '.join(cell(report.finder(record)) for record in records)} |"
-
-    def change(metric, form, scale=1.0):
-        return lambda find: " → ".join(form.format(scale * find(metric, phase)["value"]) for phase in PHASES)
-
-    def ratio(find):
-        row = find("ratio_median_first_passage")
-        return f"{'at least ' * row['censored']}{row['value']:.1f} ({row['low']:.1f} to {row['high']:.1f})"
-
-    def median(find):
-        return " → ".join(report.with_interval(find("median_first_passage_ps", phase)) for phase in PHASES)
-
-    return [
-        line("median stable time (ps)", median),
-        line("times longer", ratio),
-        line("log-rank p", lambda find: f"{find('logrank_p')['value']:.0e}"),
-        line("unstable at the end (%)", change("fraction_unstable_at_horizon", "{:.0f}", 100)),
-        line("force MAE (eV/Å)", change("force_mae_eV_per_A", "{:.3f}")),
-        line("force MAE change (%)", lambda find: f"{100 * find('force_mae_change')['value']:+.0f}"),
-        line("energy MAE (meV/atom)", change("energy_mae_meV_per_atom", "{:.1f}")),
-        line("h(r) MAE (1/Å)", change("h_r_mae", "{:.4f}")),
-        line("VACF MAE", change("vacf_mae", "{:.3f}")),
-        line("bond angles, MAE (degrees)", change("bond_angle_mae_degree", "{:.2f}")),
-        line("kinetic temperature (K)", change("internal_temperature_K", "{:.0f}")),
-        "| wall time (s) | " + " | ".join(f"{record['wall_s']:.0f}" for record in records) + " |",
-    ]
+def change(metric, form, scale=1.0):
+    """Of a figure before and after; a dash where no replica was stable for a window."""
+    cell = lambda row: form.format(scale * row["value"]) if row else "–"  # noqa: E731
+    return lambda find: " → ".join(cell(find(metric, phase)) for phase in PHASES)
 
 
-def test_the_table_of_results_is_that_of_the_records():
-    lines = result_lines()
-    assert [line for line in README.splitlines() if line in lines] == lines
+def ratio(find):
+    row = find("ratio_median_first_passage")
+    return f"{'at least ' * row['censored']}{row['value']:.1f} ({row['low']:.1f} to {row['high']:.1f})"
+
+
+def median(find):
+    return " → ".join(report.with_interval(find("median_first_passage_ps", phase)) for phase in PHASES)
+
+
+def diffusivity(metric):
+    """Before and after, with intervals; a dash where under two replicas were stable for a window."""
+    cell = lambda row: f"{row['value']:.2f} ± {row['high'] - row['value']:.2f}" if row else "–"  # noqa: E731
+    return lambda find: " → ".join(cell(find(metric, phase)) for phase in PHASES)
+
+
+STABILITY = [
+    ("median stable time (ps)", median),
+    ("times longer", ratio),
+    ("log-rank p", lambda find: f"{find('logrank_p')['value']:.0e}"),
+    ("unstable at the end (%)", change("fraction_unstable_at_horizon", "{:.0f}", 100)),
+    ("force MAE (eV/Å)", change("force_mae_eV_per_A", "{:.3f}")),
+    ("force MAE change (%)", lambda find: f"{100 * find('force_mae_change')['value']:+.0f}"),
+    ("energy MAE (meV/atom)", change("energy_mae_meV_per_atom", "{:.1f}")),
+]
+MOTION = [
+    ("VACF MAE", change("vacf_mae", "{:.3f}")),
+    ("bond angles, MAE (degrees)", change("bond_angle_mae_degree", "{:.2f}")),
+    ("kinetic temperature (K)", change("internal_temperature_K", "{:.0f}")),
+]
+ASPIRIN = [*STABILITY, ("h(r) MAE (1/Å)", change("h_r_mae", "{:.4f}")), *MOTION]
+PEPTIDE = [
+    *STABILITY,
+    ("h(r) MAE (1/Å)", change("h_r_mae", "{:.4f}")),
+    ("Ramachandran map, residues elsewhere (fraction)", change("ramachandran_distance", "{:.2f}")),
+    *MOTION,
+]
+WATER = [
+    *STABILITY,
+    *((f"g(r) of {kind}, MAE", change(f"rdf_{kind.lower()}_mae", "{:.3f}")) for kind in ("OO", "OH", "HH")),
+    ("diffusivity by displacement (1e-9 m²/s)", diffusivity("diffusivity_1e-9_m2_per_s")),
+    ("the same by Green–Kubo", diffusivity("diffusivity_green_kubo_1e-9_m2_per_s")),
+    *MOTION,
+]
+
+
+@pytest.mark.parametrize(
+    ("page", "names", "rows"),
+    [
+        ("README.md", [f"aspirin_seed{seed}" for seed in range(3)], ASPIRIN),
+        ("docs/systems.md", [f"ac_ala3_nhme_seed{seed}" for seed in range(3)], PEPTIDE),
+        ("docs/systems.md", ["water_seed0", "water_lambda_0_seed0", "water_gemnet_seed0"], WATER),
+    ],
+)
+def test_tables_of_results_are_those_of_the_records(page, names, rows):
+    records = [json.loads((ROOT / "experiments" / "results" / f"{name}.json").read_text()) for name in names]
+    lines = [f"| {name} | {' | '.join(cell(report.finder(record)) for record in records)} |" for name, cell in rows]
+    lines.append("| wall time (s) | " + " | ".join(f"{record['wall_s']:.0f}" for record in records) + " |")
+    assert [line for line in (ROOT / page).read_text().splitlines() if line in lines] == lines
 
 
 def test_the_table_of_training_is_that_of_the_record():
