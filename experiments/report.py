@@ -123,9 +123,9 @@ def diffusivity_rows(config, phase: str, motion: dict[str, np.ndarray]) -> list[
 
 
 SUMMARISED = (
-    ("h_r_mae", "h(r) MAE", ".4f", "1/Å"),
+    ("h_r_mae", "h(r) MAE", ".4f", " 1/Å"),
     ("rdf_oo_mae", "g(r) of OO, MAE", ".3f", ""),
-    ("diffusivity_1e-9_m2_per_s", "diffusivity", ".2f", "1e-9 m²/s"),
+    ("diffusivity_1e-9_m2_per_s", "diffusivity", ".2f", " 1e-9 m²/s"),
 )
 
 
@@ -144,7 +144,7 @@ def summary(record: dict) -> list[str]:
             f"force MAE: {find('force_mae_eV_per_A', 'before')['value']:.3f} -> "
             f"{find('force_mae_eV_per_A', 'after')['value']:.3f} eV/Å ({100 * find('force_mae_change')['value']:+.0f} %)"
             + "".join(
-                f"; {label}: {find(metric, 'before')['value']:{form}} -> {find(metric, 'after')['value']:{form}} {unit}"
+                f"; {label}: {find(metric, 'before')['value']:{form}} -> {find(metric, 'after')['value']:{form}}{unit}"
                 for metric, label, form, unit in SUMMARISED
                 if find(metric, "before") and find(metric, "after")
             )
