@@ -64,7 +64,9 @@ def build(config: ConfigDict, make_model: Callable = architectures.make) -> Syst
     train_criterion, evaluate_criterion, names = _criteria(
         config, between, cell, rdf_fn, {name: structure_reference[name] for name in rdfs}
     )
-    observable_fn, weight = _local_observables(config, bonds, molecule, between, cell)
+    mean_length = structure.molecule_bond_lengths(bonds, molecule)
+    nearest = structure.molecule_distances(between, molecule, cell=cell)
+    observable_fn, weight = _local_observables(config, mean_length, nearest)
     reference = mean_over_frames(lambda x: jax.tree.map(partial(jnp.mean, axis=0), observable_fn(x)), dataset.position)
     reach: dict[str, Any] = dict(cutoff=model.cutoff, skin=config.md.skin_A, cell=cell)
     whole, whole_form = systems.whole_model(config, model, dataset)
@@ -77,7 +79,7 @@ def build(config: ConfigDict, make_model: Callable = architectures.make) -> Syst
         freeze_above=config.stability.train_threshold_A - config.stability.learn_threshold_A,
         criterion_name=names[1],
         train_criterion_name=names[0],
-        subsample=_subsample(config, bonds, length, molecule, between, cell),
+        subsample=_subsample(config, mean_length, nearest, float(length.mean())),
         observable_fn=observable_fn,
         reference=reference,
         observable_weight=weight,
@@ -136,13 +138,12 @@ def _criteria(config, between: Pairs, cell, rdf_fn, rdf_reference) -> tuple[Crit
     return near, far, names
 
 
-def _local_observables(config, bonds, molecule, between, cell) -> tuple[Callable, dict[str, float]]:
+def _local_observables(config, mean_length, nearest) -> tuple[Callable, dict[str, float]]:
     """What is trained on, [molecule] of a position, and the weight of each in the loss."""
     settings = config.observable
-    functions: dict[str, Callable] = {"bond_length": structure.molecule_bond_lengths(bonds, molecule)}
+    functions: dict[str, Callable] = {"bond_length": mean_length}
     weights = {"bond_length": settings.length_weight}
     if settings.distance_weight:
-        nearest = structure.molecule_distances(between, molecule, cell=cell)
         centre = structure.bin_centres(settings.distance_stop_A, settings.distance_width_A)
         functions["distance"] = structure.density(nearest, centre, smearing=settings.distance_width_A / 2)
         weights["distance"] = settings.distance_weight * settings.distance_width_A
@@ -159,7 +160,7 @@ def _local_energies(config, bound: potential.Potential, molecule, cell):
     )
 
 
-def _subsample(config, bonds: Pairs, length, molecule, between: Pairs, cell) -> Callable | None:
+def _subsample(config, mean_length, nearest, target: float) -> Callable | None:
     """Molecules that are learnt from: as many from each bin of what tells the unstable ones from the others (A.6).
 
     The deviation of their bonds from the mean; their smallest distance to another where that is learnt.
@@ -167,10 +168,9 @@ def _subsample(config, bonds: Pairs, length, molecule, between: Pairs, cell) -> 
     settings = config.observable
     if not settings.num_bins:
         return None
-    mean_length, target = structure.molecule_bond_lengths(bonds, molecule), float(length.mean())
-    value_fn = lambda position: jnp.abs(mean_length(position) - target)  # noqa: E731
-    if settings.distance_weight:
-        value_fn = structure.molecule_distances(between, molecule, cell=cell)
+
+    def value_fn(position):
+        return nearest(position) if settings.distance_weight else jnp.abs(mean_length(position) - target)
 
     def subsample(position, mask):
         # A frozen replica's frames are masked.

@@ -209,7 +209,7 @@ def _table(record, measures) -> str:
         if metric.startswith("diffusivity") and reference is None:
             continue
         if reference is not None:
-            label = f"{label}; reference {_with_error(reference, form)}"
+            label = f"{label}; reference {with_error(reference, form)}"
         cells = []
         for phase in ("before", "after"):
             row = find(metric, phase)
@@ -218,14 +218,15 @@ def _table(record, measures) -> str:
             elif metric == "median_first_passage_ps":
                 cells.append(with_interval(row))
             elif "low" in row:
-                cells.append(_with_error(row, form))
+                cells.append(with_error(row, form))
             else:
                 cells.append(form.format(row["value"]))
         lines.append(f"<tr><td>{label}</td><td>{html.escape(cells[0])}</td><td>{html.escape(cells[1])}</td></tr>")
     return "\n".join(lines)
 
 
-def _with_error(row: dict, form: str) -> str:
+def with_error(row: dict, form: str) -> str:
+    """A mean with half of its interval."""
     return f"{form.format(row['value'])} ± {form.format(row['high'] - row['value'])}"
 
 

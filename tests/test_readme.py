@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -34,10 +35,14 @@ def test_commands_and_files_it_names_exist():
         assert (ROOT / linked).exists(), linked
 
 
+def before_and_after(metric, cell):
+    """What `cell` makes of the two rows; a dash where too few replicas were stable for a window."""
+    rows = lambda find: (find(metric, phase) for phase in PHASES)  # noqa: E731
+    return lambda find: " → ".join(cell(row) if row else "–" for row in rows(find))
+
+
 def change(metric, form, scale=1.0):
-    """Of a figure before and after; a dash where no replica was stable for a window."""
-    cell = lambda row: form.format(scale * row["value"]) if row else "–"  # noqa: E731
-    return lambda find: " → ".join(cell(find(metric, phase)) for phase in PHASES)
+    return before_and_after(metric, lambda row: form.format(scale * row["value"]))
 
 
 def ratio(find):
@@ -45,18 +50,9 @@ def ratio(find):
     return f"{'at least ' * row['censored']}{row['value']:.1f} ({row['low']:.1f} to {row['high']:.1f})"
 
 
-def median(find):
-    return " → ".join(report.with_interval(find("median_first_passage_ps", phase)) for phase in PHASES)
-
-
-def diffusivity(metric):
-    """Before and after, with intervals; a dash where under two replicas were stable for a window."""
-    cell = lambda row: f"{row['value']:.2f} ± {row['high'] - row['value']:.2f}" if row else "–"  # noqa: E731
-    return lambda find: " → ".join(cell(find(metric, phase)) for phase in PHASES)
-
-
+with_error = partial(report.with_error, form="{:.2f}")
 STABILITY = [
-    ("median stable time (ps)", median),
+    ("median stable time (ps)", before_and_after("median_first_passage_ps", report.with_interval)),
     ("times longer", ratio),
     ("log-rank p", lambda find: f"{find('logrank_p')['value']:.0e}"),
     ("unstable at the end (%)", change("fraction_unstable_at_horizon", "{:.0f}", 100)),
@@ -79,8 +75,8 @@ PEPTIDE = [
 WATER = [
     *STABILITY,
     *((f"g(r) of {kind}, MAE", change(f"rdf_{kind.lower()}_mae", "{:.3f}")) for kind in ("OO", "OH", "HH")),
-    ("diffusivity by displacement (1e-9 m²/s)", diffusivity("diffusivity_1e-9_m2_per_s")),
-    ("the same by Green–Kubo", diffusivity("diffusivity_green_kubo_1e-9_m2_per_s")),
+    ("diffusivity by displacement (1e-9 m²/s)", before_and_after("diffusivity_1e-9_m2_per_s", with_error)),
+    ("the same by Green–Kubo", before_and_after("diffusivity_green_kubo_1e-9_m2_per_s", with_error)),
     *MOTION,
 ]
 
