@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     model.num_gaussians = 25
     model.cutoff_A = 4.0
 
-    config.pretrain.num_steps = 1000
+    config.pretrain.num_steps = 3000
     config.pretrain.batch_size = 2
     config.pretrain.learning_rate = 2e-3
     config.pretrain.average_decay = 0.99
@@ -37,18 +37,19 @@ def get_config() -> ConfigDict:
     # The mean length of bonds hardly feels a hydrogen that comes too close to another molecule; the smallest distances
     # between molecules do, up to where the reference has none.
     config.observable.length_weight = 1000.0
-    config.observable.distance_weight = 1000.0
+    config.observable.distance_weight = 300.0
     config.observable.distance_stop_A = 1.3
 
     config.stable.num_replicas = 12
     config.stable.steps_per_frame = 20
     config.stable.max_unstable = 0.5
-    config.stable.max_epochs = 16
+    config.stable.max_epochs = 12
     config.stable.optimizer = "adam"
-    config.stable.learning_rate = 1e-4
+    # Adam's first updates are of this size for every parameter, whatever its gradient: larger ones cost structure.
+    config.stable.learning_rate = 3e-5
     config.stable.observable_clip_norm = 15.0
-    config.stable.qm_weight = 10.0
-    config.stable.qm_batch_size = 16
+    config.stable.qm_weight = 15.0
+    config.stable.qm_batch_size = 100
     config.stable.max_simulation_ps = 20.0
 
     config.evaluate.num_replicas = 16
