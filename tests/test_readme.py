@@ -80,13 +80,20 @@ WATER = [
     *MOTION,
 ]
 
+WATER_RECORDS = [
+    "water_seed0",
+    *(f"water_short_seed{seed}" for seed in range(3)),
+    "water_lambda_0_seed0",
+    "water_gemnet_seed0",
+]
+
 
 @pytest.mark.parametrize(
     ("page", "names", "rows"),
     [
         ("README.md", [f"aspirin_seed{seed}" for seed in range(3)], ASPIRIN),
         ("docs/systems.md", [f"ac_ala3_nhme_seed{seed}" for seed in range(3)], PEPTIDE),
-        ("docs/systems.md", ["water_seed0", "water_lambda_0_seed0", "water_gemnet_seed0"], WATER),
+        ("docs/systems.md", WATER_RECORDS, WATER),
     ],
 )
 def test_tables_of_results_are_those_of_the_records(page, names, rows):

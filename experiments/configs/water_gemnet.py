@@ -26,10 +26,14 @@ def get_config() -> ConfigDict:
     model.cutoff_A = 3.5
 
     config.pretrain.num_steps = 300
+    config.observable.distance_weight = 1000.0
     config.stable.num_replicas = 4
     config.stable.steps_per_epoch = 250
     config.stable.steps_per_frame = 50
     config.stable.max_epochs = 4
+    config.stable.learning_rate = 1e-4
+    config.stable.qm_weight = 10.0
+    config.stable.qm_batch_size = 16
     config.evaluate.num_replicas = 4
     config.evaluate.horizon_ps = 2.0
     return config
