@@ -85,9 +85,13 @@ def nearest_image(vector: Float[Array, "pair 3"], cell: Float[np.ndarray, "3 3"]
       vector: Å.
       cell: lattice vectors in rows, Å.
     """
-    inverse = jnp.asarray(np.linalg.inv(cell), vector.dtype)
-    shift = lax.stop_gradient(jnp.round(vector @ inverse))
-    return vector - shift @ jnp.asarray(cell, vector.dtype)
+
+    def combined(coefficient, rows):
+        # Not a matrix product: three columns make a slow one on a CPU, and accelerators round its factors.
+        return sum(coefficient[:, row, None] * jnp.asarray(rows[row], vector.dtype) for row in range(3))
+
+    shift = lax.stop_gradient(jnp.round(combined(vector, np.linalg.inv(cell))))
+    return vector - combined(shift, cell)
 
 
 def pair_vectors(
