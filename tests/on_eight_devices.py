@@ -1,4 +1,7 @@
-"""Run by `test_devices` in a process with eight devices: the same work on one, two and eight of them, as JSON."""
+"""Run by `test_devices` in a process with eight devices: the same work on one, two and eight of them, as JSON.
+
+Gradients are of several draws of samples, and once more in double precision, since rounding differs between processors.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ import json
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tiny
+from jax.flatten_util import ravel_pytree
 from jax.sharding import PartitionSpec
 
 from experiments import systems
@@ -16,6 +21,7 @@ from stablejax import boltzmann, dynamics, losses, parallel, units
 from stablejax.parallel import REPLICA_AXIS
 
 NUM_STEPS = 20
+NUM_DRAWS = 4
 
 
 def trajectories(system, prepared, params, mesh):
@@ -31,8 +37,8 @@ def trajectories(system, prepared, params, mesh):
     return jax.jit(mapped(one))(prepared, (keys, position))
 
 
-def gradient(system, params, position, mesh):
-    """Of the observable loss, samples shared between the devices."""
+def gradients(system, params, samples, mesh):
+    """Of the observable loss, [draw][parameter]; the samples of a draw are shared between the devices."""
     value_and_grad = boltzmann.boltzmann_value_and_grad(
         losses.observable_loss(system.reference, system.observable_weight),
         system.potential.energy,
@@ -42,14 +48,16 @@ def gradient(system, params, position, mesh):
         axis_name=REPLICA_AXIS,
     )
     replicated, shared = PartitionSpec(), PartitionSpec(REPLICA_AXIS)
-    fn = jax.shard_map(
-        lambda *given: value_and_grad(*given),
-        mesh=mesh,
-        in_specs=(replicated, shared),
-        out_specs=replicated,
-        check_vma=False,
+    fn = jax.jit(
+        jax.shard_map(
+            lambda *given: ravel_pytree(value_and_grad(*given)[1])[0],
+            mesh=mesh,
+            in_specs=(replicated, shared),
+            out_specs=replicated,
+            check_vma=False,
+        )
     )
-    return jax.tree.leaves(jax.jit(fn)(params, position)[1])
+    return [np.asarray(fn(params, position)).tolist() for position in samples]
 
 
 def main():
@@ -59,20 +67,23 @@ def main():
     params = jax.jit(system.potential.init)(jax.random.key(1))
     prepared = system.md_form.prepare(params)
     # Not a power of 2, by which products would be exact.
-    samples = systems.start_positions(system, system.split.train, 8 * 13)
-    samples = samples + 0.02 * jax.random.normal(jax.random.key(2), samples.shape)
+    start = systems.start_positions(system, system.split.train, 8 * 13)
+    noise = jax.random.normal(jax.random.key(2), (NUM_DRAWS, *start.shape))
+    samples = start + 0.02 * noise
     found = {}
     for num_devices in (1, 2, 8):
         mesh = parallel.replica_mesh(jax.devices()[:num_devices])
         replicas = trajectories(system, prepared, params, mesh)
-        leaves = gradient(system, params, samples, mesh)
         found[num_devices] = {
             "devices": len(replicas.md.position.sharding.device_set),
             "step": np.asarray(replicas.step).tolist(),
             "position": np.asarray(replicas.md.position).ravel().tolist(),
-            "gradient": np.concatenate([np.ravel(leaf) for leaf in leaves]).tolist(),
+            "gradient": gradients(system, params, samples, mesh),
         }
-    print(json.dumps(found))
+    with jax.enable_x64(True):
+        params, samples = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, float)), (params, samples))
+        exact = gradients(system, params, samples, parallel.replica_mesh(jax.devices()[:1]))
+    print(json.dumps({"devices": found, "exact": exact}))
 
 
 if __name__ == "__main__":

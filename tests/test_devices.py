@@ -34,15 +34,19 @@ def test_one_two_and_eight_devices_give_the_same():
     given = environment() | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     run = subprocess.run(program, env=given, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    one, *others = json.loads(run.stdout).values()
+    found = json.loads(run.stdout)
+    exact = np.array(found["exact"])
+    size = np.linalg.norm(exact, axis=1)
+    assert size.min() > 0
+    one = found["devices"]["1"]
     assert min(one["step"]) > 0
-    assert np.linalg.norm(one["gradient"]) > 0
-    for num_devices, found in zip((2, 8), others, strict=True):
-        assert found["devices"] == num_devices
-        assert found["step"] == one["step"]
-        np.testing.assert_allclose(found["position"], one["position"], atol=1e-5)
-        difference = np.subtract(found["gradient"], one["gradient"])
-        assert np.linalg.norm(difference) < 1e-5 * np.linalg.norm(one["gradient"])
+    for num_devices, seen in found["devices"].items():
+        assert seen["devices"] == int(num_devices)
+        assert seen["step"] == one["step"]
+        np.testing.assert_allclose(seen["position"], one["position"], atol=1e-5)
+        # Sums of means that travelled in one piece would be 1e-4 off.
+        error = np.linalg.norm(np.array(seen["gradient"]) - exact, axis=1) / size
+        assert np.sqrt(np.mean(error**2)) < 2e-5
 
 
 def sizes(shape):
