@@ -186,12 +186,13 @@ def _subsample(config, mean_length, nearest, target: float) -> Callable | None:
 
 
 def _measures(rdfs) -> tuple[Measure, ...]:
-    kinds = {name: name.removeprefix("rdf_") for name in rdfs}
-    return (
-        *(Measure(f"{name.lower()}_mae", name, f"g(r) of {kind}, MAE", None, "{:.4f}") for name, kind in kinds.items()),
-        systems.LENGTH_MEASURE,
-        systems.ANGLE_MEASURE,
-    )
+    measures = []
+    for name in rdfs:
+        kind, metric = name.removeprefix("rdf_"), name.lower()
+        spike = f"g(r) of {kind}, largest where the reference has none"
+        measures.append(Measure(f"{metric}_mae", name, f"g(r) of {kind}, MAE", None, "{:.4f}"))
+        measures.append(Measure(f"{metric}_spike", name, spike, None, "{:.4f}", error_fn=systems.largest_where_none))
+    return (*measures, systems.LENGTH_MEASURE, systems.ANGLE_MEASURE)
 
 
 def build_motion(config, mass, molecule) -> Callable:

@@ -70,8 +70,8 @@ def _phase_rows(config, system, phase, run: Evaluation, reference_motion) -> lis
         ("internal_temperature_K", run.temperature_K, "K"),
     ]
     for measure in system.measures:
-        difference = np.abs(run.structure[measure.name] - system.structure_reference[measure.name])
-        values.append((measure.metric, measure.factor * difference.mean(), measure.unit))
+        error = measure.error_fn(run.structure[measure.name], system.structure_reference[measure.name])
+        values.append((measure.metric, measure.factor * error, measure.unit))
     if "vacf" in reference_motion:
         errors = plots.vacf_errors(run, reference_motion["vacf"].mean(axis=0))
         if len(errors):

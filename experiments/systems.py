@@ -36,8 +36,18 @@ class Profile(NamedTuple):
     xlim: tuple[float, float]
 
 
+def mean_absolute_error(found: np.ndarray, reference: np.ndarray) -> float:
+    """Mean over all entries."""
+    return float(np.abs(found - reference).mean())
+
+
+def largest_where_none(found: np.ndarray, reference: np.ndarray) -> float:
+    """Largest value where the reference is 0 in all of its frames: a spike at short distance, for a distribution."""
+    return float(np.max(found, where=reference == 0, initial=0.0))
+
+
 class Measure(NamedTuple):
-    """A figure of the structure: mean absolute difference from the reference, times `factor`."""
+    """A figure of the structure: how far it is from the reference, times `factor`."""
 
     metric: str
     name: str  # of the structure
@@ -45,6 +55,7 @@ class Measure(NamedTuple):
     unit: str | None
     form: str
     factor: float = 1.0
+    error_fn: Callable[[np.ndarray, np.ndarray], float] = mean_absolute_error  # (structure, reference)
 
 
 LENGTH_MEASURE = Measure("bond_length_mae_A", "bond_length", "mean bond lengths, MAE (Å)", "Å", "{:.4f}")

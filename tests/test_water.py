@@ -83,6 +83,7 @@ def test_record_and_page_are_those_of_a_liquid(finished):
     for phase in ("before", "after"):
         for metric in ("rdf_oo_mae", "rdf_oh_mae", "rdf_hh_mae", "median_first_passage_ps", "force_mae_eV_per_A"):
             assert (metric, phase) in metrics
+        assert {(f"rdf_{kind}_spike", phase) for kind in ("oo", "oh", "hh")} < metrics
     assert ("h_r_mae", "before") not in metrics
     page = (run_dir / "report.html").read_text()
     assert "g(r) of OO, MAE" in page and "h(r) MAE" not in page
@@ -90,6 +91,14 @@ def test_record_and_page_are_those_of_a_liquid(finished):
     course = json.loads((run_dir / "stable_course.json").read_text())
     assert {"simulating", "learning"} == {entry["phase"] for entry in course}
     assert all(np.isfinite(entry["observable_loss"]) for entry in course if entry["phase"] == "learning")
+
+
+def test_spike_is_the_largest_value_where_the_reference_has_none():
+    reference = np.array([0.0, 0.0, 0.0, 0.2, 3.0, 0.0])
+    found = np.array([0.0, 0.4, 0.1, 0.9, 5.0, 0.3])
+    assert systems.largest_where_none(found, reference) == 0.4
+    assert systems.largest_where_none(found, reference + 1) == 0.0
+    assert systems.mean_absolute_error(found, reference) == pytest.approx(3.5 / 6)
 
 
 def test_a_run_whose_lists_are_too_short_is_repaired_and_ends_the_same(finished, data, tmp_path, monkeypatch):
