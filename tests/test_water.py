@@ -53,7 +53,7 @@ def tiny(data, run_dir):
     config.stability.window_ps, config.stability.look_fs = 0.01, 2.0
     config.stability.evaluate_threshold = 1e3  # in so short a window an RDF is noise
     config.observable.stop_A, config.observable.width_A = 4.6, 0.1
-    config.stable.num_replicas, config.stable.max_epochs = 4, 2
+    config.stable.num_replicas, config.stable.num_cycles, config.stable.max_epochs = 4, 1, 2
     config.stable.steps_per_epoch, config.stable.steps_per_frame = 20, 2
     config.stable.max_unstable = 0.25
     config.stable.max_simulation_ps = 0.2

@@ -40,17 +40,20 @@ def get_config() -> ConfigDict:
     config.observable.distance_weight = 300.0
     config.observable.distance_stop_A = 1.3
 
+    # Short phases of learning: what they cure is gone within a few epochs, and the next failures have to be looked for.
     config.stable.num_replicas = 12
     config.stable.steps_per_frame = 20
-    config.stable.max_unstable = 0.5
-    config.stable.max_epochs = 12
+    config.stable.max_unstable = 0.33
+    config.stable.min_unstable = 0.1
+    config.stable.num_cycles = 5
+    config.stable.max_epochs = 6
     config.stable.optimizer = "adam"
     # Adam's first updates are of this size for every parameter, whatever its gradient: larger ones cost structure.
     config.stable.learning_rate = 3e-5
     config.stable.observable_clip_norm = 15.0
     config.stable.qm_weight = 15.0
     config.stable.qm_batch_size = 100
-    config.stable.max_simulation_ps = 20.0
+    config.stable.max_simulation_ps = 12.0
 
     config.evaluate.num_replicas = 16
     config.evaluate.horizon_ps = 16.0

@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
     config.stable.num_replicas = 4
     config.stable.steps_per_epoch = 250
     config.stable.steps_per_frame = 50
+    config.stable.num_cycles = 1
     config.stable.max_epochs = 4
     config.stable.learning_rate = 1e-4
     config.stable.qm_weight = 10.0
