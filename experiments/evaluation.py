@@ -68,7 +68,9 @@ def build_evaluation(config: ConfigDict, system: System) -> Looks:
         )
         temperature = dynamics.kinetic_temperature(frame.velocity, system.mass, num_removed=system.num_removed)
         seen = jax.vmap(system.structure_fn)(frame.position) | {"temperature": temperature}
-        total = jax.tree.map(lambda x: jnp.tensordot(is_valid.astype(x.dtype), x, axes=1), seen)
+        total = jax.tree.map(
+            partial(jnp.tensordot, is_valid.astype(jnp.float32), axes=1, precision=lax.Precision.HIGHEST), seen
+        )
         return replica, Seen(jnp.sum(is_valid), replica.is_overfull, total, jnp.all(is_valid), system.motion_fn(frame))
 
     look_at_all = system.map_replicas(look_at_one, is_active=lambda replica: ~replica.is_frozen)

@@ -176,7 +176,7 @@ def boltzmann_value_and_grad(
 
             def weighted_energy(*parameters):
                 energies = estimator.energies(parameters, samples)
-                return jnp.vdot(weight, energies), jnp.all(jnp.isfinite(energies))
+                return jnp.sum(weight * energies), jnp.all(jnp.isfinite(energies))
 
             gradient, is_finite = jax.grad(weighted_energy, argnums=argnums, has_aux=True)(*parameters)
             return gradient, jnp.sum(~is_finite)

@@ -66,7 +66,7 @@ class Estimator(NamedTuple):
 
     def by_state(self, ensemble, weight, values):
         """Σ w x over the neighbourhoods and samples of each state."""
-        per_sample = jnp.einsum("sn,sn...->s...", weight, values)
+        per_sample = jnp.einsum("sn,sn...->s...", weight, values, precision=lax.Precision.HIGHEST)
         return jax.ops.segment_sum(per_sample, ensemble.state, num_segments=len(self.kT))
 
     def moments(self, samples, ensemble):

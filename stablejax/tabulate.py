@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from stablejax.types import Array, Float
 
@@ -60,7 +61,7 @@ def _evaluate_jvp(primals, tangents):
     value, slope = _value_and_slope(table, distance)
     # A product with ones transposes into one with ones, which is a faster sum over channels.
     ones = jnp.ones((1, slope.shape[1]), slope.dtype)
-    return value, slope * (tangents[1][:, None] @ ones)
+    return value, slope * jnp.matmul(tangents[1][:, None], ones, precision=lax.Precision.HIGHEST)
 
 
 def _value_and_slope(table, distance):

@@ -1,4 +1,4 @@
-"""What the compiled programs do, as XLA counts it: a guard against getting slower that no machine's speed enters."""
+"""What the compiled programs do, as XLA counts it: a guard that no machine's speed enters."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from ase.data import atomic_masses
 
@@ -16,12 +17,14 @@ from stablejax import (
     dynamics,
     exact_form,
     listed_form,
+    localised,
     neighbour_lists,
+    tabulate,
     tabulated_form,
     units,
 )
 from stablejax.geometry import all_pairs
-from stablejax.observables import structure
+from stablejax.observables import structure, transport
 
 pytestmark = pytest.mark.filterwarnings("ignore:Explicitly requested dtype")
 KT = units.thermal_energy(500.0)
@@ -89,6 +92,31 @@ def test_md_step(system, name):
 
 def test_learning_gradient_of_a_chunk():
     check(learning_gradient(8), {"Mflop": 470, "MB": 190, "instructions": 5200, "scatters": 3})
+
+
+def localised_gradient(params, position):
+    energies = localised(lambda params, x: params * jnp.sum(x**2, axis=1))
+    return boltzmann_value_and_grad(lambda mean: jnp.sum(mean**2), energies, jnp.abs, kT=KT)(params, position)
+
+
+def tabulated_slope(params, distance):
+    table = tabulate.radial_table(lambda r: jnp.sin(r[:, None] * params), cutoff=5.0, num_intervals=8)
+    return jax.grad(lambda r: jnp.sum(tabulate.evaluate(table, r)))(distance)
+
+
+def centres(position):
+    return transport.molecule_centres(position, np.ones(4), np.array([0, 0, 1, 1]))
+
+
+@pytest.mark.parametrize(
+    ("fn", "shapes"),
+    [(localised_gradient, [(2,), (8, 2, 3)]), (tabulated_slope, [(3,), (7,)]), (centres, [(4, 3)])],
+)
+def test_accelerators_are_asked_for_all_digits(fn, shapes):
+    """They round the factors of products of matrices unless told otherwise: to 10 bits of float32, for one."""
+    program = jax.jit(fn).lower(*(np.ones(shape, np.float32) for shape in shapes)).as_text()
+    products = re.findall(r"dot_general .*", program)
+    assert products and all("precision = [HIGHEST, HIGHEST]" in product for product in products)
 
 
 def check(found, bounds):

@@ -137,8 +137,13 @@ def bond_lengths(bonds: Pairs) -> ObservableFn:
 def molecule_bond_lengths(bonds: Pairs, molecule: Int[np.ndarray, " atom"]) -> ObservableFn:
     """Mean length of the bonds of each molecule, Å: [molecule], all of which have bonds."""
     of_bond = molecule[np.asarray(bonds.first)]
-    share = (of_bond[None, :] == np.arange(molecule.max() + 1)[:, None]) / np.bincount(of_bond)[:, None]
-    return lambda position: jnp.asarray(share, position.dtype) @ pair_distances(position, bonds)
+    num_bonds = np.bincount(of_bond)
+
+    def observable(position):
+        total = jnp.zeros(len(num_bonds), position.dtype).at[of_bond].add(pair_distances(position, bonds))
+        return total / num_bonds
+
+    return observable
 
 
 def molecule_distances(

@@ -107,7 +107,8 @@ def molecule_centres(
       molecule: number of the molecule of each atom; see `structure.find_molecules`.
     """
     weight = np.asarray(mass)[:, None] * np.eye(molecule.max() + 1)[molecule]
-    return jnp.einsum("am,...ad->...md", jnp.asarray(weight / weight.sum(axis=0), x.dtype), x)
+    share = jnp.asarray(weight / weight.sum(axis=0), x.dtype)
+    return jnp.einsum("am,...ad->...md", share, x, precision=lax.Precision.HIGHEST)
 
 
 def _over_lags(fn, x, num_lags: int) -> Float[Array, " lag"]:
