@@ -75,14 +75,15 @@ PEPTIDE = [
 WATER = [
     *STABILITY,
     *((f"g(r) of {kind}, MAE", change(f"rdf_{kind.lower()}_mae", "{:.3f}")) for kind in ("OO", "OH", "HH")),
+    ("g(r) of OH, largest where the reference has none", change("rdf_oh_spike", "{:.3f}")),
     ("diffusivity by displacement (1e-9 m²/s)", before_and_after("diffusivity_1e-9_m2_per_s", with_error)),
     ("the same by Green–Kubo", before_and_after("diffusivity_green_kubo_1e-9_m2_per_s", with_error)),
     *MOTION,
 ]
 
 WATER_RECORDS = [
-    "water_seed0",
-    *(f"water_short_seed{seed}" for seed in range(3)),
+    *(f"water_seed{seed}" for seed in range(3)),
+    "water_short_seed0",
     "water_lambda_0_seed0",
     "water_gemnet_seed0",
 ]

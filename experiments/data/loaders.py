@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
-from scipy import sparse
+from scipy.sparse import csgraph
 
 from stablejax import units
 from stablejax.geometry import Pairs
+from stablejax.observables import structure
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -135,12 +136,12 @@ def make_whole(dataset: Dataset, bonds: Pairs) -> Dataset:
         return dataset
     position, inverse = dataset.position.astype(float), np.linalg.inv(dataset.cell)
     num_atoms = len(dataset.species)
-    graph = sparse.coo_array((np.ones(len(bonds.first)), (bonds.first, bonds.second)), shape=(num_atoms, num_atoms))
+    graph = structure.bond_graph(bonds, num_atoms)
     is_seen = np.zeros(num_atoms, bool)
     for root in range(num_atoms):
         if is_seen[root]:
             continue
-        order, parent = sparse.csgraph.breadth_first_order(graph, root, directed=False)
+        order, parent = csgraph.breadth_first_order(graph, root, directed=False)
         is_seen[order] = True
         for atom in order[1:]:
             vector = position[:, atom] - position[:, parent[atom]]

@@ -73,7 +73,7 @@ def pairs_by_separation(pairs: Pairs, bonds: Pairs, num_atoms: int) -> dict[int,
 
     Bonded atoms, ends of an angle and all others: an atom that leaves an angle for a bond is seen among its own kind.
     """
-    steps = sparse.csgraph.shortest_path(_bond_graph(bonds, num_atoms), directed=False, unweighted=True)
+    steps = sparse.csgraph.shortest_path(bond_graph(bonds, num_atoms), directed=False, unweighted=True)
     separation = np.minimum(steps[pairs.first, pairs.second], 3).astype(int)
     return {
         number: Pairs(pairs.first[separation == number], pairs.second[separation == number])
@@ -83,10 +83,11 @@ def pairs_by_separation(pairs: Pairs, bonds: Pairs, num_atoms: int) -> dict[int,
 
 def find_molecules(bonds: Pairs, num_atoms: int) -> Int[np.ndarray, " atom"]:
     """Number of the molecule that each atom belongs to, from 0, in the order of their first atoms."""
-    return sparse.csgraph.connected_components(_bond_graph(bonds, num_atoms), directed=False)[1].astype(np.int32)
+    return sparse.csgraph.connected_components(bond_graph(bonds, num_atoms), directed=False)[1].astype(np.int32)
 
 
-def _bond_graph(bonds: Pairs, num_atoms: int) -> sparse.coo_array:
+def bond_graph(bonds: Pairs, num_atoms: int) -> sparse.coo_array:
+    """[atom, atom], 1 from the first to the second atom of each bond: for `scipy.sparse.csgraph`."""
     return sparse.coo_array((np.ones(len(bonds.first)), (bonds.first, bonds.second)), shape=(num_atoms, num_atoms))
 
 
