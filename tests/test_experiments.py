@@ -6,9 +6,12 @@ import base64
 import importlib.machinery
 import io
 import json
+import os
 import re
+import subprocess
 import sys
 import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +24,8 @@ from experiments.aspirin import build
 from experiments.configs import aspirin as aspirin_config
 from experiments.configs import aspirin_paper
 from stablejax.dynamics import Replica
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def tiny(run_dir):
@@ -230,3 +235,20 @@ def test_noisy_gradients_get_more_samples(tmp_path):
     learning = [entry for entry in entries if entry.get("phase") == "learning"]
     assert [entry["num_rounds"] for entry in learning] == [1, 4, 4]
     assert learning[1]["num_samples"] > learning[0]["num_samples"]
+
+
+CACHED = """
+from experiments import runtime
+runtime.configure(host_devices=1)
+import jax, jax.numpy as jnp
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+print(jax.jit(lambda x: jnp.sin(x @ x) + jnp.cumsum(x, 0))(jnp.ones((9, 9))).shape)
+"""
+
+
+def test_programs_from_the_cache_are_loaded_in_silence(tmp_path):
+    given = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    given.pop("TF_CPP_MIN_LOG_LEVEL", None)
+    runs = [subprocess.run([sys.executable, "-c", CACHED], env=given, capture_output=True, text=True) for _ in range(2)]
+    assert list(tmp_path.iterdir())
+    assert [(run.returncode, run.stdout, run.stderr) for run in runs] == 2 * [(0, "(9, 9)\n", "")]
