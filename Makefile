@@ -3,7 +3,7 @@ BIN := .venv/bin
 
 .PHONY: aspirin test test-slow check clean
 
-aspirin: .venv/installed  ## pretrain, stabilise and evaluate aspirin on the data set that ships
+aspirin: .venv/installed  ## pretrain, stabilize and evaluate aspirin on the data set that ships
 	$(BIN)/python -m experiments.aspirin $(ARGS)
 
 test: .venv/installed  ## check style and types, run the tests

@@ -22,7 +22,7 @@ NUM_FITTED = 8
 
 
 def make(config: ConfigDict, dataset: Dataset, key: jax.Array) -> nn.Module:
-    """The architecture that `config.model.name` names, for the elements and neighbours of the data.
+    """The architecture that `config.model.name` names, for the elements and neighbors of the data.
 
     Raises:
       ValueError: there is none of that name.
@@ -39,7 +39,7 @@ def _schnet(settings, dataset, key) -> SchNet:
         num_features=settings.num_features,
         num_filters=settings.num_filters,
         num_blocks=settings.num_blocks,
-        gaussian_centre=basis.equal_centres(settings.num_gaussians, cutoff=settings.cutoff_A),
+        gaussian_center=basis.equal_centers(settings.num_gaussians, cutoff=settings.cutoff_A),
         cutoff=settings.cutoff_A,
     )
 
@@ -54,7 +54,7 @@ def _nequip(settings, dataset, key) -> NequIP:
         num_basis=settings.num_basis,
         radial_widths=(settings.radial_width,) * 2,
         cutoff=settings.cutoff_A,
-        num_neighbours=mean_neighbours(dataset, settings.cutoff_A),
+        num_neighbors=mean_neighbors(dataset, settings.cutoff_A),
     )
 
 
@@ -66,7 +66,7 @@ def _gemnet(settings, dataset, key) -> gemnet.GemNetT:
         triplet_size=settings.triplet_size,
         bilinear_size=settings.bilinear_size,
         num_degrees=settings.num_spherical,
-        gaussian_centre=basis.equal_centres(settings.num_radial, cutoff=1.0),
+        gaussian_center=basis.equal_centers(settings.num_radial, cutoff=1.0),
         cutoff=settings.cutoff_A,
     )
     return with_fitted_scales(model, dataset, key)
@@ -83,7 +83,7 @@ def with_fitted_scales(model: gemnet.GemNetT, dataset: Dataset, key: jax.Array) 
 _MAKERS: dict[str, Callable] = {"schnet": _schnet, "nequip": _nequip, "gemnet": _gemnet}
 
 
-def mean_neighbours(dataset: Dataset, cutoff: float) -> float:
+def mean_neighbors(dataset: Dataset, cutoff: float) -> float:
     """Mean number of atoms within the cutoff (Å) of an atom."""
     pairs = all_pairs(len(dataset.species))
     count = jax.jit(lambda x: jnp.sum(pair_distances(x, pairs, dataset.cell) < cutoff))

@@ -37,7 +37,7 @@ class Seen(NamedTuple):
     """What one chunk of simulation showed."""
 
     num_frames: jax.Array  # [] stable frames of all replicas
-    num_overfull: jax.Array  # [] replicas that wait for longer neighbour lists: to be repeated
+    num_overfull: jax.Array  # [] replicas that wait for longer neighbor lists: to be repeated
     total: dict[str, jax.Array]  # observables, summed over them
     is_whole: jax.Array  # [replica] stable for the whole chunk, so that its motion counts
     motion: dict[str, jax.Array]  # [replica, lag]
@@ -181,4 +181,4 @@ def label_errors(system: System, params: Params, index: np.ndarray) -> losses.La
         one = lambda frame: system.qm_loss(params, jax.tree.map(lambda leaf: leaf[None], frame))[1]  # noqa: E731
         return jax.tree.map(jnp.mean, lax.map(one, frames, batch_size=systems.FRAME_BATCH))
 
-    return mean_errors(params, systems.labelled(system, index))
+    return mean_errors(params, systems.labeled(system, index))

@@ -16,9 +16,9 @@ from ml_collections import ConfigDict
 from experiments import architectures, systems
 from experiments.data import loaders
 from experiments.systems import Measure, Profile, System, mean_over_frames
-from stablejax import neighbourhoods, potential, stability
-from stablejax.boltzmann import localised, neighbourhood_energies
-from stablejax.geometry import Pairs, most_pairs, neighbour_lists
+from stablejax import neighborhoods, potential, stability
+from stablejax.boltzmann import localized, neighborhood_energies
+from stablejax.geometry import Pairs, most_pairs, neighbor_lists
 from stablejax.observables import structure, transport
 from stablejax.types import Criterion
 
@@ -87,7 +87,7 @@ def build(config: ConfigDict, make_model: Callable = architectures.make) -> Syst
         structure_reference=structure_reference,
         profiles={
             name: Profile(
-                structure.bin_centres(settings.stop_A, settings.width_A),
+                structure.bin_centers(settings.stop_A, settings.width_A),
                 f"radial distribution function, {name.removeprefix('rdf_')}",
                 "r (Å)",
                 "g(r)",
@@ -100,7 +100,7 @@ def build(config: ConfigDict, make_model: Callable = architectures.make) -> Syst
     )
 
     def with_lists(num_pairs: int) -> System:
-        lists = neighbour_lists(len(mass), **reach, num_pairs=num_pairs)
+        lists = neighbor_lists(len(mass), **reach, num_pairs=num_pairs)
         bound, md_form = potential.over_near_pairs(whole, lists), potential.listed_form(whole_form, lists)
         integrator, num_removed = systems.integrator(config, md_form, mass, is_periodic=True)
         return System(
@@ -144,26 +144,26 @@ def _local_observables(config, mean_length, nearest) -> tuple[Callable, dict[str
     functions: dict[str, Callable] = {"bond_length": mean_length}
     weights = {"bond_length": settings.length_weight}
     if settings.distance_weight:
-        centre = structure.bin_centres(settings.distance_stop_A, settings.distance_width_A)
-        functions["distance"] = structure.density(nearest, centre, smearing=settings.distance_width_A / 2)
+        center = structure.bin_centers(settings.distance_stop_A, settings.distance_width_A)
+        functions["distance"] = structure.density(nearest, center, smearing=settings.distance_width_A / 2)
         weights["distance"] = settings.distance_weight * settings.distance_width_A
     return lambda position: {name: fn(position) for name, fn in functions.items()}, weights
 
 
 def _local_energies(config, bound: potential.Potential, molecule, cell):
-    """Energies of the neighbourhoods of the molecules (Equation 8)."""
-    member_fn = neighbourhoods.nearest_molecules(
-        molecule, num_molecules=config.observable.molecules_per_neighbourhood, cell=cell
+    """Energies of the neighborhoods of the molecules (Equation 8)."""
+    member_fn = neighborhoods.nearest_molecules(
+        molecule, num_molecules=config.observable.molecules_per_neighborhood, cell=cell
     )
-    return localised(
-        lambda params, position: neighbourhood_energies(bound.atom_energies(params, position), member_fn(position))
+    return localized(
+        lambda params, position: neighborhood_energies(bound.atom_energies(params, position), member_fn(position))
     )
 
 
 def _subsample(config, mean_length, nearest, target: float) -> Callable | None:
-    """Molecules that are learnt from: as many from each bin of what tells the unstable ones from the others (A.6).
+    """Molecules that are learned from: as many from each bin of what tells the unstable ones from the others (A.6).
 
-    The deviation of their bonds from the mean; their smallest distance to another where that is learnt.
+    The deviation of their bonds from the mean; their smallest distance to another where that is learned.
     """
     settings = config.observable
     if not settings.num_bins:
@@ -177,7 +177,7 @@ def _subsample(config, mean_length, nearest, target: float) -> Callable | None:
         value = jax.vmap(value_fn)(position)
         everywhere = jnp.broadcast_to(mask[:, None], value.shape)
         key = jax.random.fold_in(jax.random.key(0), lax.bitcast_convert_type(jnp.sum(position), jnp.uint32))
-        chosen, _ = neighbourhoods.balanced_subsample(
+        chosen, _ = neighborhoods.balanced_subsample(
             key, value, everywhere, num_bins=settings.num_bins, per_bin=settings.per_bin
         )
         return chosen
@@ -201,11 +201,11 @@ def build_motion(config, mass, molecule) -> Callable:
     vacf_lags = systems.num_lags(settings.vacf_window_fs, config, "evaluate.vacf_window_fs")
     msd_lags = systems.num_lags(1000 * settings.displacement_ps, config, "evaluate.displacement_ps")
     velocity_lags = systems.num_lags(1000 * settings.green_kubo_ps, config, "evaluate.green_kubo_ps")
-    centres = partial(transport.molecule_centres, mass=mass, molecule=molecule)
+    centers = partial(transport.molecule_centers, mass=mass, molecule=molecule)
     molecule_mass = np.bincount(molecule, weights=mass)
 
     def motion_fn(frame):
-        position, velocity = centres(frame.position), centres(frame.velocity)
+        position, velocity = centers(frame.position), centers(frame.velocity)
         return {
             "vacf": transport.velocity_autocorrelation(frame.velocity, mass, num_lags=vacf_lags),
             "msd": transport.mean_squared_displacement(position, molecule_mass, num_lags=msd_lags),

@@ -45,9 +45,9 @@ def build(config: ConfigDict, make_model: Callable = architectures.make) -> Syst
     threshold = config.stability.evaluate_threshold_A
     loaders.check_bonds_kept(dataset, bonds, threshold=threshold)
 
-    centre = structure.bin_centres(config.observable.stop_A, config.observable.width_A)
+    center = structure.bin_centers(config.observable.stop_A, config.observable.width_A)
     pairs, smearing = all_pairs(len(dataset.species)), config.observable.smearing_A
-    distances = structure.interatomic_distances(pairs, centre, smearing=smearing)
+    distances = structure.interatomic_distances(pairs, center, smearing=smearing)
     angles = structure.bond_angles(structure.angle_triples(bonds))
     lengths = structure.bond_lengths(bonds)
 
@@ -63,7 +63,7 @@ def build(config: ConfigDict, make_model: Callable = architectures.make) -> Syst
 
     structure_reference = mean_over_frames(structure_fn, dataset.position)
     is_seen = structure_reference["h_r"] > 1e-3 * structure_reference["h_r"].max()
-    shown = (0.5, float(centre[is_seen].max()) + 0.5)
+    shown = (0.5, float(center[is_seen].max()) + 0.5)
     observable_fn, observable_weight = _trained_observables(config, dataset, bonds, length)
 
     model = make_model(config, dataset, systems.key_for(config, "model"))
@@ -97,7 +97,7 @@ def build(config: ConfigDict, make_model: Callable = architectures.make) -> Syst
         observable_weight=observable_weight,
         structure_fn=structure_fn,
         structure_reference=structure_reference,
-        profiles={"h_r": Profile(centre, "distribution of interatomic distances", "r (Å)", "h(r) (1/Å)", shown)},
+        profiles={"h_r": Profile(center, "distribution of interatomic distances", "r (Å)", "h(r) (1/Å)", shown)},
         measures=measures,
         motion_fn=motion_fn,
         with_more_pairs=None,
@@ -107,7 +107,7 @@ def build(config: ConfigDict, make_model: Callable = architectures.make) -> Syst
 def _trained_observables(config: ConfigDict, dataset: loaders.Dataset, bonds, length) -> tuple[Callable, dict]:
     """What is trained on, a dict of a position, and the weight of each in the loss."""
     settings = config.observable
-    centre = structure.bin_centres(settings.stop_A, settings.width_A)
+    center = structure.bin_centers(settings.stop_A, settings.width_A)
     pairs = {"all": all_pairs(len(dataset.species))}
     if settings.by_element:
         pairs = {f"{low}-{high}": some for (low, high), some in structure.pairs_by_element(dataset.species).items()}
@@ -118,7 +118,7 @@ def _trained_observables(config: ConfigDict, dataset: loaders.Dataset, bonds, le
             for number, some in structure.pairs_by_separation(together, bonds, len(dataset.species)).items()
         }
     functions = {
-        name: structure.interatomic_distances(some, centre, smearing=settings.smearing_A)
+        name: structure.interatomic_distances(some, center, smearing=settings.smearing_A)
         for name, some in pairs.items()
     }
     weights = dict.fromkeys(functions, settings.weight * settings.width_A / len(functions))

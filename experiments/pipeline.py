@@ -1,4 +1,4 @@
-"""Pretrain, evaluate, stabilise, evaluate again, report: shared by all experiments, resumed where it was left."""
+"""Pretrain, evaluate, stabilize, evaluate again, report: shared by all experiments, resumed where it was left."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _stages(run_dir: Path, config, system, progress: Progress) -> tuple[Evaluati
     before = _evaluate(run_dir, "before", config, system, looks, params, progress)
 
     progress.stage("StABlE training")
-    refined, course = _stabilise(run_dir, config, system, params, progress)
+    refined, course = _stabilize(run_dir, config, system, params, progress)
     after = _evaluate(run_dir, "after", config, system, looks, refined, progress)
     return before, after, course
 
@@ -109,7 +109,7 @@ def _evaluate(run_dir, phase: str, config, system, looks, params, progress: Prog
     return made
 
 
-def _stabilise(run_dir: Path, config, system, params, progress: Progress):
+def _stabilize(run_dir: Path, config, system, params, progress: Progress):
     """StABlE training; its state and course are saved after every step."""
     state_path, tracker_path = run_dir / "stable_state.npz", run_dir / "stable_course.json"
     start = partial(training.init_stable, config, system, params)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from experiments.evaluation import Evaluation
 from experiments.systems import Profile
-from stablejax import evaluate
+from stablejax import survival
 
 matplotlib.use("Agg")
 BEFORE, AFTER, REFERENCE = "#4477aa", "#ee7733", "#222222"
@@ -72,12 +72,12 @@ def _course(axis, course):
 
 
 def _survival(axis, before, after, horizon_ps):
-    for run, colour, label in ((before, BEFORE, "before"), (after, AFTER, "after")):
-        curve = evaluate.survival(run.first_passage_ps, run.is_unstable)
+    for run, color, label in ((before, BEFORE, "before"), (after, AFTER, "after")):
+        curve = survival.survival(run.first_passage_ps, run.is_unstable)
         time = np.append(curve.time, horizon_ps)
         low, stable, high = (100 * np.append(y, y[-1]) for y in (curve.low, curve.stable, curve.high))
-        axis.fill_between(time, low, high, step="post", color=colour, alpha=0.2, linewidth=0)
-        axis.step(time, stable, where="post", color=colour, label=f"{label} StABlE training")
+        axis.fill_between(time, low, high, step="post", color=color, alpha=0.2, linewidth=0)
+        axis.step(time, stable, where="post", color=color, label=f"{label} StABlE training")
     axis.axhline(50, color="#999999", linewidth=0.8, linestyle=":")
     axis.legend(frameon=False)
     axis.set(
@@ -89,10 +89,10 @@ def _profile(axis, profile, reference, name, runs):
     reference = reference[name]
     axis.plot(profile.x, reference, color=REFERENCE, label="reference", linewidth=1.2)
     inset = axis.inset_axes([0.52, 0.64, 0.47, 0.28])
-    for run, colour, label in zip(runs, (BEFORE, AFTER), ("before", "after"), strict=True):
+    for run, color, label in zip(runs, (BEFORE, AFTER), ("before", "after"), strict=True):
         curve = run.structure[name]
-        axis.plot(profile.x, curve, color=colour, label=label, linewidth=1, alpha=0.9)
-        inset.plot(profile.x, curve - reference, color=colour, linewidth=0.8)
+        axis.plot(profile.x, curve, color=color, label=label, linewidth=1, alpha=0.9)
+        inset.plot(profile.x, curve - reference, color=color, linewidth=0.8)
     inset.set_title("difference from the reference", fontsize=8)
     inset.tick_params(labelsize=7)
     axis.legend(frameon=False, loc="upper left", fontsize=9)
@@ -126,17 +126,17 @@ def _displacement(axis, before, after, reference, spacing):
     curves = [(before.motion["msd"], BEFORE, "before"), (after.motion["msd"], AFTER, "after")]
     if "msd" in reference:
         curves.append((reference["msd"], REFERENCE, "reference"))
-    whole = [(msd[np.isfinite(msd).all(axis=1)], colour, label) for msd, colour, label in curves]
+    whole = [(msd[np.isfinite(msd).all(axis=1)], color, label) for msd, color, label in curves]
     axis.set(title="mean squared displacement of molecules", xlabel="time (ps)", ylabel="Å²")
     if not any(len(msd) for msd, _, _ in whole):
         axis.text(0.5, 0.5, "no replica was stable for a whole window", ha="center", transform=axis.transAxes)
         return
-    for msd, colour, label in whole:
+    for msd, color, label in whole:
         if not len(msd):
             continue
         time, mean, error = spacing * np.arange(msd.shape[1]), msd.mean(axis=0), msd.std(axis=0) / np.sqrt(len(msd))
-        axis.fill_between(time, mean - 2 * error, mean + 2 * error, color=colour, alpha=0.2, linewidth=0)
-        axis.plot(time, mean, color=colour, label=f"{label} ({len(msd)})", linewidth=1)
+        axis.fill_between(time, mean - 2 * error, mean + 2 * error, color=color, alpha=0.2, linewidth=0)
+        axis.plot(time, mean, color=color, label=f"{label} ({len(msd)})", linewidth=1)
     axis.legend(frameon=False)
     axis.set(xlim=(0, None), ylim=(0, None))
 

@@ -14,7 +14,7 @@ from scipy import stats
 from experiments import plots, runtime
 from experiments.evaluation import Evaluation
 from experiments.systems import System
-from stablejax import evaluate, units
+from stablejax import survival, units
 from stablejax.observables import transport
 
 SQUARE_ANGSTROM_PER_PS = 10.0
@@ -36,7 +36,7 @@ def make_record(
         rows += diffusivity_rows(config, phase, run.motion)
     rows += diffusivity_rows(config, "reference", reference_motion)
     times = [(run.first_passage_ps, run.is_unstable) for run in (before, after)]
-    ratio = evaluate.ratio_of_medians(*times, seed=config.seed)
+    ratio = survival.ratio_of_medians(*times, seed=config.seed)
     rows.append(
         {
             "metric": "ratio_median_first_passage",
@@ -46,7 +46,7 @@ def make_record(
             "censored": ratio.is_lower_bound,
         }
     )
-    rows.append({"metric": "logrank_p", "value": evaluate.logrank_p(*times)})
+    rows.append({"metric": "logrank_p", "value": survival.logrank_p(*times)})
     rows.append({"metric": "force_mae_change", "value": float(after.force_mae / before.force_mae - 1)})
     rows += [
         {"metric": "stage_wall_s", "stage": stage, "value": seconds, "unit": "s"} for stage, seconds in wall_s.items()
@@ -60,7 +60,7 @@ def make_record(
 
 
 def _phase_rows(config, system, phase, run: Evaluation, reference_motion) -> list[dict]:
-    median = evaluate.median_first_passage(run.first_passage_ps, run.is_unstable)
+    median = survival.median_first_passage(run.first_passage_ps, run.is_unstable)
     values = [
         ("mean_first_passage_ps", run.first_passage_ps.mean(), "ps"),
         ("fraction_unstable_at_horizon", run.is_unstable.mean(), None),
@@ -122,7 +122,7 @@ def diffusivity_rows(config, phase: str, motion: dict[str, np.ndarray]) -> list[
     return rows
 
 
-SUMMARISED = (
+SUMMARIZED = (
     ("h_r_mae", "h(r) MAE", ".4f", " 1/Å"),
     ("rdf_oo_mae", "g(r) of OO, MAE", ".3f", ""),
     ("diffusivity_1e-9_m2_per_s", "diffusivity", ".2f", " 1e-9 m²/s"),
@@ -145,7 +145,7 @@ def summary(record: dict) -> list[str]:
             f"{find('force_mae_eV_per_A', 'after')['value']:.3f} eV/Å ({100 * find('force_mae_change')['value']:+.0f} %)"
             + "".join(
                 f"; {label}: {find(metric, 'before')['value']:{form}} -> {find(metric, 'after')['value']:{form}}{unit}"
-                for metric, label, form, unit in SUMMARISED
+                for metric, label, form, unit in SUMMARIZED
                 if find(metric, "before") and find(metric, "after")
             )
         ),

@@ -17,7 +17,7 @@ from experiments import memory
 from experiments.data import loaders
 from experiments.progress import Progress
 from stablejax import losses, parallel, potential, units
-from stablejax.covariance import Localised
+from stablejax.covariance import Localized
 from stablejax.dynamics import Integrator, langevin, nose_hoover
 from stablejax.potential import MDForm, Potential
 from stablejax.types import Criterion
@@ -72,7 +72,7 @@ class System(NamedTuple):
     potential: Potential
     md_form: MDForm
     mass: jax.Array  # [atom] amu
-    qm_loss: Callable  # (params, Labelled) -> (L_QM, LabelErrors)
+    qm_loss: Callable  # (params, Labeled) -> (L_QM, LabelErrors)
     map_replicas: Callable[..., Callable]  # see `parallel.map_replicas`
     integrator: Integrator
     num_removed: int  # degrees of freedom that the integrator holds at rest
@@ -81,8 +81,8 @@ class System(NamedTuple):
     freeze_above: float  # beyond the training criterion, in the learning phase
     criterion_name: str  # of the evaluation
     train_criterion_name: str
-    energies: Callable | Localised  # (params, position) -> what the estimator differentiates
-    subsample: Callable | None  # localised: (positions [sample, atom, 3], mask) -> mask [sample, neighbourhood]
+    energies: Callable | Localized  # (params, position) -> what the estimator differentiates
+    subsample: Callable | None  # localized: (positions [sample, atom, 3], mask) -> mask [sample, neighborhood]
     observable_fn: Callable  # of a position, what is trained on
     reference: Any  # its mean over the reference
     observable_weight: Any
@@ -91,7 +91,7 @@ class System(NamedTuple):
     profiles: dict[str, Profile]  # by name of the structure
     measures: tuple[Measure, ...]
     motion_fn: Callable  # of a window of frames, dict of curves [lag]
-    with_more_pairs: Callable[[], System] | None  # the same with longer neighbour lists
+    with_more_pairs: Callable[[], System] | None  # the same with longer neighbor lists
 
 
 def load(config: ConfigDict) -> tuple[loaders.Dataset, loaders.Split]:
@@ -126,10 +126,10 @@ def key_for(config: ConfigDict, name: str) -> jax.Array:
     return jax.random.fold_in(jax.random.key(config.seed), purposes.index(name))
 
 
-def labelled(system: System, index: np.ndarray) -> losses.Labelled:
+def labeled(system: System, index: np.ndarray) -> losses.Labeled:
     """Frames of the data set as what losses take."""
     arrays = (system.dataset.position, system.dataset.energy, system.dataset.force)
-    return losses.Labelled(*(jnp.asarray(array[index], jnp.float32) for array in arrays))
+    return losses.Labeled(*(jnp.asarray(array[index], jnp.float32) for array in arrays))
 
 
 def start_positions(system: System, index: np.ndarray, num: int) -> jax.Array:
@@ -174,9 +174,9 @@ def mean_over_frames(fn: Callable, position: np.ndarray) -> Any:
 
 
 def lengthen_lists(system: System, progress: Progress) -> System:
-    """The system with more places in its neighbour lists; the step that was short of them has to be repeated."""
+    """The system with more places in its neighbor lists; the step that was short of them has to be repeated."""
     assert system.with_more_pairs is not None
-    progress.say("a neighbour list is too short for the next step: lists are made longer and the step is repeated")
+    progress.say("a neighbor list is too short for the next step: lists are made longer and the step is repeated")
     return system.with_more_pairs()
 
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from experiments import memory, systems
 from experiments.progress import Progress
 from experiments.systems import System
-from stablejax import boltzmann, diagnostics, losses, parallel, pretrain, refine, reweighting, stable, units
+from stablejax import boltzmann, losses, parallel, pretrain, refine, reweighting, stable, uncertainty, units
 from stablejax.parallel import REPLICA_AXIS
 from stablejax.types import Params
 
@@ -27,7 +27,7 @@ def run_pretraining(config: ConfigDict, system: System, progress: Progress) -> P
     settings = config.pretrain
     init, run = build_pretraining(settings, system)
     validate = jax.jit(system.qm_loss)
-    train, validation = systems.labelled(system, system.split.train), systems.labelled(system, system.split.validation)
+    train, validation = systems.labeled(system, system.split.train), systems.labeled(system, system.split.validation)
     state = init(system.potential.init(systems.key_for(config, "model")))
     rng = np.random.default_rng([config.seed, 0])
     num_first = min(settings.num_steps, settings.steps_per_validation)
@@ -106,7 +106,7 @@ def _build_refinement(config: ConfigDict, system: System) -> refine.Refinement:
         # Replicas know nothing of each other, so each is whole in one block.
         replica = jnp.arange(len(mask)) * (settings.num_replicas // mesh.size) // len(mask)
         mask = mask if system.subsample is None else system.subsample(position, mask)
-        trust = diagnostics.gradient_trust(value_and_grad, num_blocks=settings.trust_blocks)
+        trust = uncertainty.jackknife_gradient(value_and_grad, num_blocks=settings.trust_blocks)
         return trust(params, position, block=replica % settings.trust_blocks, mask=mask).signal_to_noise
 
     energies = reweighting.sample_energies(system.potential.energy, chunk_size=chunk_size)
@@ -228,7 +228,7 @@ def _num_rounds(settings: ConfigDict, last: dict) -> int:
     if not settings.wanted_signal_to_noise or not np.isfinite(last.get("signal_to_noise", np.nan)):
         return 1
     wanted = settings.wanted_signal_to_noise
-    needed = diagnostics.samples_needed(last["num_rounds"], last["signal_to_noise"], wanted=wanted)
+    needed = uncertainty.samples_needed(last["num_rounds"], last["signal_to_noise"], wanted=wanted)
     return min(2 ** int(np.ceil(np.log2(needed))), settings.max_rounds)
 
 
@@ -244,10 +244,10 @@ def _check_trust(settings: ConfigDict, num_devices: int) -> None:
         )
 
 
-def _static_batch(config: ConfigDict, system: System, cycle: int, epoch: int) -> losses.Labelled:
+def _static_batch(config: ConfigDict, system: System, cycle: int, epoch: int) -> losses.Labeled:
     """Frames of the static set for one epoch, without replacement; they follow from the seed and the epoch only."""
     rng = np.random.default_rng([config.seed, 1, cycle, epoch])
-    return systems.labelled(system, rng.permutation(system.split.train)[: config.stable.qm_batch_size])
+    return systems.labeled(system, rng.permutation(system.split.train)[: config.stable.qm_batch_size])
 
 
 def _course_entry(info: stable.SimulateInfo | stable.LearnInfo, cycle: int, simulated_ps: float) -> dict:
@@ -265,7 +265,7 @@ def _course_entry(info: stable.SimulateInfo | stable.LearnInfo, cycle: int, simu
     trust = {}
     if not np.isnan(seen.signal_to_noise):
         ratio = float(seen.signal_to_noise)
-        wanted = float(diagnostics.samples_needed(int(info.num_samples), seen.signal_to_noise, wanted=1.0))
+        wanted = float(uncertainty.samples_needed(int(info.num_samples), seen.signal_to_noise, wanted=1.0))
         trust = {"signal_to_noise": ratio, "samples_for_unit_signal_to_noise": wanted}
     return (
         entry

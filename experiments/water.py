@@ -1,4 +1,4 @@
-"""Liquid water, 64 molecules in a periodic cell, with the localised estimator (paper Section 3.4).
+"""Liquid water, 64 molecules in a periodic cell, with the localized estimator (paper Section 3.4).
 
     python -m experiments.water
     python -m experiments.water --config=experiments/configs/water_paper.py --config.data.path=water.npz

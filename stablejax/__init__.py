@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from stablejax.boltzmann import boltzmann_grad, boltzmann_value_and_grad, expectation, localised
+from stablejax.boltzmann import boltzmann_grad, boltzmann_value_and_grad, expectation, localized
 
 if TYPE_CHECKING:
-    from stablejax.geometry import neighbour_lists
+    from stablejax.geometry import neighbor_lists
     from stablejax.losses import energy_and_force_loss, observable_loss
     from stablejax.models.gemnet import GemNetT
     from stablejax.models.nequip import NequIP
@@ -29,8 +29,8 @@ __all__ = [
     "exact_form",
     "expectation",
     "listed_form",
-    "localised",
-    "neighbour_lists",
+    "localized",
+    "neighbor_lists",
     "observable_loss",
     "pretraining",
     "stable_training",
@@ -47,7 +47,7 @@ _MODULES = {
     "energy_and_forces": "potential",
     "exact_form": "potential",
     "listed_form": "potential",
-    "neighbour_lists": "geometry",
+    "neighbor_lists": "geometry",
     "observable_loss": "losses",
     "pretraining": "pretrain",
     "stable_training": "stable",

@@ -16,31 +16,31 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from stablejax.covariance import Estimator, Localised, temperatures
+from stablejax.covariance import Estimator, Localized, temperatures
 from stablejax.types import Array, Bool, Float, Int
 
 
-def localised(energies_fn: Callable[..., Float[Array, " neighbourhood"]]) -> Localised:
-    """For the estimator: every neighbourhood of every sample counts as one (Equation 8).
+def localized(energies_fn: Callable[..., Float[Array, " neighborhood"]]) -> Localized:
+    """For the estimator: every neighborhood of every sample counts as one (Equation 8).
 
-    The observable then gives arrays with the neighbourhood on axis 0, and mask and weight may be
-    [sample, neighbourhood]. With one neighbourhood of all atoms it is the global estimator.
+    The observable then gives arrays with the neighborhood on axis 0, and mask and weight may be
+    [sample, neighborhood]. With one neighborhood of all atoms it is the global estimator.
 
     Args:
-      energies_fn: `(*parameters, sample) -> U(γ)`, for each neighbourhood the sum of its atom energies; see
-        `neighbourhood_energies`. It has to be finite for all neighbourhoods of a sample of which any counts.
+      energies_fn: `(*parameters, sample) -> U(γ)`, for each neighborhood the sum of its atom energies; see
+        `neighborhood_energies`. It has to be finite for all neighborhoods of a sample of which any counts.
     """
-    return Localised(energies_fn)
+    return Localized(energies_fn)
 
 
-def neighbourhood_energies(
-    atom_energy: Float[Array, " atom"], member: Bool[Array, "neighbourhood atom"] | Int[Array, "neighbourhood member"]
-) -> Float[Array, " neighbourhood"]:
+def neighborhood_energies(
+    atom_energy: Float[Array, " atom"], member: Bool[Array, "neighborhood atom"] | Int[Array, "neighborhood member"]
+) -> Float[Array, " neighborhood"]:
     """U(γ) = Σ_{i ∈ γ} U_i (A.2) from the energies of the atoms.
 
     Args:
       atom_energy: eV.
-      member: mask of the atoms of each neighbourhood, or their indices, padded with −1.
+      member: mask of the atoms of each neighborhood, or their indices, padded with −1.
     """
     member = jnp.asarray(member)
     if member.dtype == bool:
@@ -49,7 +49,7 @@ def neighbourhood_energies(
 
 
 def expectation(
-    energy_fn: Callable[..., Float[Array, ""]] | Localised,
+    energy_fn: Callable[..., Float[Array, ""]] | Localized,
     observable_fn: Callable[[Any], Any],
     *,
     kT: float | Sequence[float],
@@ -68,7 +68,7 @@ def expectation(
     0.25 -0.06
 
     Args:
-      energy_fn: `(*parameters, sample) -> U`, scalar, in the unit of kT; or `localised`.
+      energy_fn: `(*parameters, sample) -> U`, scalar, in the unit of kT; or `localized`.
       observable_fn: `sample -> g`, a pytree of arrays.
       kT: k_B T of the samples; or one for each thermodynamic state, and the mean then has the state on axis 0.
       chunk_size: samples that are looked at together; bounds the memory. None: all.
@@ -116,7 +116,7 @@ def expectation(
 
 def boltzmann_value_and_grad(
     loss_fn: Callable[[Any], Any],
-    energy_fn: Callable[..., Float[Array, ""]] | Localised,
+    energy_fn: Callable[..., Float[Array, ""]] | Localized,
     observable_fn: Callable[[Any], Any],
     *,
     kT: float | Sequence[float],
@@ -140,7 +140,7 @@ def boltzmann_value_and_grad(
 
     Args:
       loss_fn: mean observable -> scalar; or `(scalar, auxiliary data)`, see `has_aux`.
-      energy_fn: `(*parameters, sample) -> U`, scalar, in the unit of kT; or `localised`.
+      energy_fn: `(*parameters, sample) -> U`, scalar, in the unit of kT; or `localized`.
       observable_fn: `sample -> g`, a pytree of arrays. It is evaluated twice for each sample.
       kT: see `expectation`.
       argnums: which parameters to differentiate.
@@ -190,7 +190,7 @@ def boltzmann_value_and_grad(
 
 def boltzmann_grad(
     loss_fn: Callable[[Any], Any],
-    energy_fn: Callable[..., Float[Array, ""]] | Localised,
+    energy_fn: Callable[..., Float[Array, ""]] | Localized,
     observable_fn: Callable[[Any], Any],
     *,
     has_aux: bool = False,

@@ -15,16 +15,16 @@ from stablejax.reweighting import sample_energies
 from stablejax.types import Array, Float, Int
 
 
-class Localised(NamedTuple):
-    """Marks an energy function that gives one energy for each neighbourhood of a sample; see `localised`."""
+class Localized(NamedTuple):
+    """Marks an energy function that gives one energy for each neighborhood of a sample; see `localized`."""
 
-    energies_fn: Callable[..., Float[Array, " neighbourhood"]]
+    energies_fn: Callable[..., Float[Array, " neighborhood"]]
 
 
 class Ensemble(NamedTuple):
-    """How samples count. The neighbourhood axis has length 1 where the estimator is global."""
+    """How samples count. The neighborhood axis has length 1 where the estimator is global."""
 
-    weight: Float[Array, "sample neighbourhood"]  # not normalised; 0: as if it were not there
+    weight: Float[Array, "sample neighborhood"]  # not normalized; 0: as if it were not there
     state: Int[Array, " sample"]
 
 
@@ -36,10 +36,10 @@ class Moments(NamedTuple):
 
 
 class Estimator(NamedTuple):
-    """What the transforms share, for one energy and observable. Observables inside have [sample, neighbourhood]."""
+    """What the transforms share, for one energy and observable. Observables inside have [sample, neighborhood]."""
 
     name: str
-    energy_fn: Callable | Localised
+    energy_fn: Callable | Localized
     observable_fn: Callable
     temperatures: tuple[np.ndarray, bool]  # kT of each state; whether there are states
     chunk_size: int | None
@@ -51,21 +51,21 @@ class Estimator(NamedTuple):
 
     @property
     def is_local(self):
-        return isinstance(self.energy_fn, Localised)
+        return isinstance(self.energy_fn, Localized)
 
     def energy(self, *parameters_and_sample):
-        """Of one sample, `(*parameters, sample)`: a scalar, or [neighbourhood]."""
-        fn = self.energy_fn.energies_fn if isinstance(self.energy_fn, Localised) else self.energy_fn
+        """Of one sample, `(*parameters, sample)`: a scalar, or [neighborhood]."""
+        fn = self.energy_fn.energies_fn if isinstance(self.energy_fn, Localized) else self.energy_fn
         return fn(*parameters_and_sample)
 
     def energies(self, parameters, samples):
-        return self._by_neighbourhood(jax.vmap(lambda sample: self.energy(*parameters, sample))(samples))
+        return self._by_neighborhood(jax.vmap(lambda sample: self.energy(*parameters, sample))(samples))
 
     def observables(self, samples):
-        return self._by_neighbourhood(jax.vmap(self.observable_fn)(samples))
+        return self._by_neighborhood(jax.vmap(self.observable_fn)(samples))
 
     def by_state(self, ensemble, weight, values):
-        """Σ w x over the neighbourhoods and samples of each state."""
+        """Σ w x over the neighborhoods and samples of each state."""
         per_sample = jnp.einsum("sn,sn...->s...", weight, values, precision=lax.Precision.HIGHEST)
         return jax.ops.segment_sum(per_sample, ensemble.state, num_segments=len(self.kT))
 
@@ -103,7 +103,7 @@ class Estimator(NamedTuple):
         return jax.tree.map(one, self.observables(samples), mean)
 
     def coefficients(self, samples, ensemble, moments):
-        """−1/(k_B T) · 1/(1 − Σ p²) · p_i (g_i − ḡ) for every sample and neighbourhood."""
+        """−1/(k_B T) · 1/(1 − Σ p²) · p_i (g_i − ḡ) for every sample and neighborhood."""
         scale = -1 / (jnp.asarray(self.kT, moments.weight.dtype) * moments.correction * moments.weight)
         weight = ensemble.weight * scale[ensemble.state][:, None]
 
@@ -154,7 +154,7 @@ class Estimator(NamedTuple):
         """Samples as constants, and how they count."""
         num_samples = _num_samples(self.name, samples, is_shared=self.axis_name is not None)
         samples = lax.stop_gradient(samples)
-        shape = (num_samples, self._num_neighbourhoods(parameters, samples))
+        shape = (num_samples, self._num_neighborhoods(parameters, samples))
         counts = jnp.ones(shape)
         for name, given in (("mask", mask), ("weight", weight)):
             if given is not None:
@@ -198,12 +198,12 @@ class Estimator(NamedTuple):
 
     def _all_energies(self, parameters, samples):
         energies = sample_energies(self.energy, chunk_size=self.chunk_size)(*parameters, samples)
-        return self._by_neighbourhood(energies)
+        return self._by_neighborhood(energies)
 
-    def _by_neighbourhood(self, values):
+    def _by_neighborhood(self, values):
         return values if self.is_local else jax.tree.map(lambda leaf: leaf[:, None], values)
 
-    def _num_neighbourhoods(self, parameters, samples) -> int:
+    def _num_neighborhoods(self, parameters, samples) -> int:
         """From the shapes of energy and observable, which have to agree."""
         for leaf in jax.tree.leaves(parameters):
             if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
@@ -216,17 +216,17 @@ class Estimator(NamedTuple):
             if shape != ():
                 raise ValueError(
                     f"`{self.name}`: the energy of one sample has to be a scalar, got shape {shape}: sum it, or wrap "
-                    "the function in `localised` if it gives one energy for each neighbourhood."
+                    "the function in `localized` if it gives one energy for each neighborhood."
                 )
             return 1
         if len(shape) != 1:
             raise ValueError(
-                f"`{self.name}`: a localised energy function gives [neighbourhood] for one sample, got shape {shape}."
+                f"`{self.name}`: a localized energy function gives [neighborhood] for one sample, got shape {shape}."
             )
         for leaf in jax.tree.leaves(jax.eval_shape(self.observable_fn, sample)):
             if leaf.shape[:1] != shape:
                 raise ValueError(
-                    f"`{self.name}`: observables need the {shape[0]} neighbourhoods on axis 0, got shape {leaf.shape}."
+                    f"`{self.name}`: observables need the {shape[0]} neighborhoods on axis 0, got shape {leaf.shape}."
                 )
         return shape[0]
 

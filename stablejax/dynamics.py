@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax_md import simulate, space
 
-from stablejax.geometry import NeighbourList, NeighbourLists
+from stablejax.geometry import NeighborList, NeighborLists
 from stablejax.types import Array, Bool, Criterion, Float, Frame, Int, Key, Position, running
 
 _, _SHIFT_FREE = space.free()
@@ -24,13 +24,13 @@ _, _SHIFT_FREE = space.free()
 class Integrator(NamedTuple):
     """`init(key, prepared, position) -> md_state` and `step(prepared, md_state) -> md_state`.
 
-    With `lists`, those of the potential's form, both are given `(prepared, neighbour list)`; see
+    With `lists`, those of the potential's form, both are given `(prepared, neighbor list)`; see
     `potential.listed_form`.
     """
 
     init: Callable[[Key, Any, Position], Any]
     step: Callable[[Any, Any], Any]
-    lists: NeighbourLists | None = None
+    lists: NeighborLists | None = None
 
 
 class Replica(NamedTuple):
@@ -41,7 +41,7 @@ class Replica(NamedTuple):
     violation: Float[Array, ""]  # largest value of the criterion since the start: unstable above 0
     is_frozen: Bool[Array, ""]  # stopped: by the criterion, or before a state that was not finite
     is_finite: Bool[Array, ""]  # False: quarantined, `md` is the last finite state
-    is_overfull: Bool[Array, ""]  # True: waits, its neighbour list has too few places for the next step
+    is_overfull: Bool[Array, ""]  # True: waits, its neighbor list has too few places for the next step
     memory: Any  # of the criterion
 
     @property
@@ -60,13 +60,13 @@ class Trajectory(NamedTuple):
 def maxwell_boltzmann(
     key: Key, mass: Float[Array, " atom"], *, kT: float, position: Position | None = None
 ) -> Float[Array, "atom 3"]:
-    """Maxwell–Boltzmann velocities with the centre of mass at rest, and no rotation if `position` is given.
+    """Maxwell–Boltzmann velocities with the center of mass at rest, and no rotation if `position` is given.
 
     Args:
       key: PRNG key.
       mass: amu.
       kT: eV.
-      position: Å; angular momentum about the centre of mass is then removed (3N − 6 degrees of freedom).
+      position: Å; angular momentum about the center of mass is then removed (3N − 6 degrees of freedom).
     """
     mass = jnp.asarray(mass)[:, None]
     velocity = jnp.sqrt(kT / mass) * jax.random.normal(key, (len(mass), 3), mass.dtype)
@@ -86,7 +86,7 @@ def langevin(
     kT: float,
     timestep: float,
     friction: float,
-    lists: NeighbourLists | None = None,
+    lists: NeighborLists | None = None,
 ) -> Integrator:
     """Langevin dynamics by jax-md's BAOAB splitting: all 3N degrees of freedom are thermal.
 
@@ -103,7 +103,7 @@ def langevin(
 
     def init(key, prepared, position):
         velocity_key, thermostat_key = jax.random.split(key)
-        # The centre of mass moves as freely as the rest: its velocity is thermal too.
+        # The center of mass moves as freely as the rest: its velocity is thermal too.
         drift = jnp.sqrt(kT / jnp.sum(mass)) * jax.random.normal(jax.random.fold_in(velocity_key, 1), (3,), mass.dtype)
         velocity = maxwell_boltzmann(velocity_key, mass, kT=kT) + drift
         momenta = (mass[:, None] * velocity).astype(position.dtype)
@@ -123,7 +123,7 @@ def nose_hoover(
     chain_steps: int = 1,
     suzuki_yoshida_steps: int = 1,
     num_removed: int = 6,
-    lists: NeighbourLists | None = None,
+    lists: NeighborLists | None = None,
 ) -> Integrator:
     """Nosé–Hoover chain: 3N − 6 thermal degrees of freedom of a molecule at rest and without rotation, or 3N − 3.
 
@@ -183,7 +183,7 @@ def init_replica(
 ) -> Replica:
     """A replica at `position` with velocities drawn from `key`, at step 0.
 
-    A criterion that remembers has to be given; where the neighbour list has too few places `is_overfull` is set.
+    A criterion that remembers has to be given; where the neighbor list has too few places `is_overfull` is set.
     """
     listed = _find(integrator, position)
     md = integrator.init(key, _given(integrator, prepared, listed), position)
@@ -208,11 +208,11 @@ def _unfrozen(md, step, criterion) -> Replica:
     )
 
 
-def _find(integrator: Integrator, position: Position) -> NeighbourList | None:
+def _find(integrator: Integrator, position: Position) -> NeighborList | None:
     return None if integrator.lists is None else integrator.lists.find(position)
 
 
-def _given(integrator: Integrator, prepared, listed: NeighbourList | None):
+def _given(integrator: Integrator, prepared, listed: NeighborList | None):
     """What the energy function takes before the position."""
     return prepared if integrator.lists is None else (prepared, listed)
 
@@ -234,7 +234,7 @@ def advance(
     """Steps up to `until_step`, or up to and including the first step at which the criterion exceeds `freeze_above`.
 
     The criterion is looked at after every step. A step to a non-finite state is not taken: the replica keeps the state
-    before it and is marked. Neither is one for which the neighbour list has too few places: the replica waits, and goes
+    before it and is marked. Neither is one for which the neighbor list has too few places: the replica waits, and goes
     on from there when it is given to an integrator with more. Frozen replicas cost nothing where replicas run one after
     the other.
     """
@@ -245,7 +245,7 @@ class _Carry(NamedTuple):
     """What is carried through the steps of a call."""
 
     replica: Replica
-    listed: NeighbourList | None
+    listed: NeighborList | None
     is_stale: Bool[Array, ""]  # the step was more than the list covers, and is taken again with a new one
 
 
@@ -300,7 +300,7 @@ def sample(
 ) -> tuple[Replica, Trajectory]:
     """`num_frames` times `steps_per_frame` steps, keeping the frame at the end of each; memory is that of the frames.
 
-    A replica that is frozen on the way stays there, and one whose neighbour list is overfull waits; its frames from
+    A replica that is frozen on the way stays there, and one whose neighbor list is overfull waits; its frames from
     then on are marked as not valid.
     """
     start = replica.step

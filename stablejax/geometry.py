@@ -109,7 +109,7 @@ def pair_distances(
     return safe_norm(pair_vectors(position, pairs, cell))
 
 
-class NeighbourList(NamedTuple):
+class NeighborList(NamedTuple):
     """Pairs that may come within the cutoff while no atom moves by more than half the skin."""
 
     pairs: Pairs  # padded
@@ -117,25 +117,25 @@ class NeighbourList(NamedTuple):
     is_overfull: Bool[Array, ""]  # there were more pairs than places: some are missing
 
 
-class NeighbourLists(NamedTuple):
+class NeighborLists(NamedTuple):
     """`find(position) -> list`, `update(list, position, is_active, is_wanted) -> list`, `covers(list, position)`.
 
     `update` makes a list where atoms have moved, or where it `is_wanted`, and not for what is not active.
     """
 
-    find: Callable[[Position], NeighbourList]
-    update: Callable[[NeighbourList, Position, Bool[Array, ""], Bool[Array, ""]], NeighbourList]
-    covers: Callable[[NeighbourList, Position], Bool[Array, ""]]
+    find: Callable[[Position], NeighborList]
+    update: Callable[[NeighborList, Position, Bool[Array, ""], Bool[Array, ""]], NeighborList]
+    covers: Callable[[NeighborList, Position], Bool[Array, ""]]
 
 
-def neighbour_lists(
+def neighbor_lists(
     num_atoms: int,
     *,
     cutoff: float,
     skin: float,
     num_pairs: int,
     cell: Float[np.ndarray, "3 3"] | None = None,
-) -> NeighbourLists:
+) -> NeighborLists:
     """Lists of the pairs within `cutoff + skin`, made again when an atom has moved by a quarter of the skin.
 
     Replicas side by side under `vmap` make theirs together, when the first of those that are active needs it: a branch
@@ -154,7 +154,7 @@ def neighbour_lists(
     """
     if num_pairs < 1 or skin <= 0:
         raise ValueError(
-            f"`neighbour_lists`: `num_pairs` must be at least 1 and `skin` positive, got {num_pairs} and {skin:g}."
+            f"`neighbor_lists`: `num_pairs` must be at least 1 and `skin` positive, got {num_pairs} and {skin:g}."
         )
     cell = None if cell is None else check_cell(cell, cutoff=cutoff)
     every_pair = all_pairs(num_atoms)
@@ -163,7 +163,7 @@ def neighbour_lists(
         is_near = pair_distances(position, every_pair, cell) < cutoff + skin
         (index,) = jnp.nonzero(is_near, size=num_pairs, fill_value=len(is_near))
         take = lambda atom: jnp.asarray(atom).at[index].get(mode="fill", fill_value=num_atoms)  # noqa: E731
-        return NeighbourList(Pairs(*map(take, every_pair)), position, jnp.sum(is_near) > num_pairs)
+        return NeighborList(Pairs(*map(take, every_pair)), position, jnp.sum(is_near) > num_pairs)
 
     def furthest(listed, position):
         return jnp.max(safe_norm(position - listed.position))
@@ -173,7 +173,7 @@ def neighbour_lists(
         is_due = is_active & (is_wanted | (furthest(listed, position) > 0.25 * skin))
         return lax.cond(_any_side_by_side(is_due), lambda: find(position), lambda: listed)
 
-    return NeighbourLists(find, update, covers=lambda listed, position: furthest(listed, position) <= 0.5 * skin)
+    return NeighborLists(find, update, covers=lambda listed, position: furthest(listed, position) <= 0.5 * skin)
 
 
 def most_pairs(
@@ -184,7 +184,7 @@ def most_pairs(
     cell: Float[np.ndarray, "3 3"] | None = None,
     margin: float = 1.15,
 ) -> int:
-    """Places that a neighbour list needs: the largest number of pairs in any of the frames, times `margin`.
+    """Places that a neighbor list needs: the largest number of pairs in any of the frames, times `margin`.
 
     Args:
       position: frames, Å.

@@ -1,4 +1,4 @@
-"""Losses: energies and forces of labelled frames, and ensemble averages against reference observables."""
+"""Losses: energies and forces of labeled frames, and ensemble averages against reference observables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stablejax.potential import energy_and_forces
 from stablejax.types import Array, EnergyFn, Float, Params
 
 
-class Labelled(NamedTuple):
+class Labeled(NamedTuple):
     """Frames with reference energies and forces."""
 
     position: Float[Array, "frame atom 3"]  # Å
@@ -29,7 +29,7 @@ class LabelErrors(NamedTuple):
 
 def energy_and_force_loss(
     energy_fn: EnergyFn, *, energy_weight: float, force_weight: float
-) -> Callable[[Params, Labelled], tuple[Float[Array, ""], LabelErrors]]:
+) -> Callable[[Params, Labeled], tuple[Float[Array, ""], LabelErrors]]:
     """L_QM = λ_U mean (U_ref − U_θ)² + λ_F mean |F_ref − F_θ|² (Equation 3).
 
     The first mean is over frames, in eV²; the second over frames, atoms and components, in (eV/Å)². Differentiable.
@@ -44,7 +44,7 @@ def energy_and_force_loss(
     """
     model = jax.vmap(energy_and_forces(energy_fn), in_axes=(None, 0))
 
-    def loss(params: Params, frames: Labelled):
+    def loss(params: Params, frames: Labeled):
         energy, force = model(params, frames.position)
         energy_error, force_error = energy - frames.energy, force - frames.force
         value = energy_weight * jnp.mean(energy_error**2) + force_weight * jnp.mean(force_error**2)

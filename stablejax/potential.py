@@ -12,7 +12,7 @@ from flax import linen as nn
 from jax import lax
 
 from stablejax import tabulate
-from stablejax.geometry import NeighbourLists, Pairs, all_pairs, check_cell, pair_vectors, safe_norm
+from stablejax.geometry import NeighborLists, Pairs, all_pairs, check_cell, pair_vectors, safe_norm
 from stablejax.types import Array, AtomEnergyFn, EnergyFn, Float, Key, Params, Position, Species
 
 
@@ -35,12 +35,12 @@ class MDForm(NamedTuple):
     """A potential as molecular dynamics runs it: `prepare` once per set of parameters, `energy` at every step.
 
     `energy(prepared, position, pairs=None)`, eV; over all pairs where none are given. With `lists` it is
-    `energy((prepared, neighbour list), position)`; see `listed_form`.
+    `energy((prepared, neighbor list), position)`; see `listed_form`.
     """
 
     prepare: Callable[[Params], Any]
     energy: Callable[..., Float[Array, ""]]
-    lists: NeighbourLists | None = None
+    lists: NeighborLists | None = None
 
 
 def bind(
@@ -125,16 +125,16 @@ def tabulated_form(
     return MDForm(prepare, energy)
 
 
-def listed_form(form: MDForm, lists: NeighbourLists) -> MDForm:
-    """Only over the pairs of a neighbour list: worth it where far more pairs are beyond the cutoff than within.
+def listed_form(form: MDForm, lists: NeighborLists) -> MDForm:
+    """Only over the pairs of a neighbor list: worth it where far more pairs are beyond the cutoff than within.
 
     Where the list has too few places, or an atom has moved further than it covers, energy and forces are not a number;
     `dynamics` makes lists in time, and says where they are overfull.
 
     >>> import jax, numpy as np
-    >>> from stablejax import SchNet, exact_form, neighbour_lists
+    >>> from stablejax import SchNet, exact_form, neighbor_lists
     >>> model, species, cell = SchNet(num_blocks=1), np.tile([8, 1, 1], 27), 10.0 * np.eye(3)
-    >>> lists = neighbour_lists(len(species), cutoff=model.cutoff, skin=0.5, num_pairs=2500, cell=cell)
+    >>> lists = neighbor_lists(len(species), cutoff=model.cutoff, skin=0.5, num_pairs=2500, cell=cell)
     >>> potential = bind(model, species, cell=cell)
     >>> form = listed_form(exact_form(potential), lists)
     >>> params, position = potential.init(jax.random.key(0)), 10 * jax.random.uniform(jax.random.key(1), (81, 3))
@@ -143,7 +143,7 @@ def listed_form(form: MDForm, lists: NeighbourLists) -> MDForm:
 
     Args:
       form: any form that takes pairs.
-      lists: for the model's cutoff; see `geometry.neighbour_lists`. Give them to the integrator too.
+      lists: for the model's cutoff; see `geometry.neighbor_lists`. Give them to the integrator too.
     """
 
     def energy(prepared_and_list, position: Position) -> Float[Array, ""]:
@@ -155,7 +155,7 @@ def listed_form(form: MDForm, lists: NeighbourLists) -> MDForm:
     return MDForm(form.prepare, energy, lists)
 
 
-def over_near_pairs(potential: Potential, lists: NeighbourLists) -> Potential:
+def over_near_pairs(potential: Potential, lists: NeighborLists) -> Potential:
     """The potential over the pairs of a list that is made for each frame, where none are given.
 
     For learning: frames are far apart, so no list is kept. Energies are not a number where it has too few places.

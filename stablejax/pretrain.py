@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from stablejax.losses import LabelErrors, Labelled
+from stablejax.losses import Labeled, LabelErrors
 from stablejax.types import Array, Float, Int, Params
 
 
@@ -31,12 +31,12 @@ class PretrainInfo(NamedTuple):
 
 
 def pretraining(
-    loss_fn: Callable[[Params, Labelled], tuple[Float[Array, ""], LabelErrors]],
+    loss_fn: Callable[[Params, Labeled], tuple[Float[Array, ""], LabelErrors]],
     optimizer: optax.GradientTransformation,
     *,
     average_decay: float,
     axis_name: str | None = None,
-) -> tuple[Callable[[Params], PretrainState], Callable[[PretrainState, Labelled], tuple[PretrainState, PretrainInfo]]]:
+) -> tuple[Callable[[Params], PretrainState], Callable[[PretrainState, Labeled], tuple[PretrainState, PretrainInfo]]]:
     """`(init, step)` of training on energies and forces.
 
     Args:
@@ -51,7 +51,7 @@ def pretraining(
     def init(params: Params) -> PretrainState:
         return PretrainState(params, params, optimizer.init(params), jnp.int32(0))
 
-    def step(state: PretrainState, frames: Labelled) -> tuple[PretrainState, PretrainInfo]:
+    def step(state: PretrainState, frames: Labeled) -> tuple[PretrainState, PretrainInfo]:
         (loss, errors), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params, frames)
         if axis_name is not None:
             loss, errors, gradient = lax.pmean((loss, errors, gradient), axis_name)

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from stablejax.diagnostics import cosine
-from stablejax.losses import LabelErrors, Labelled
+from stablejax.losses import Labeled, LabelErrors
 from stablejax.reweighting import effective_sample_size, perturbation_weights
 from stablejax.types import Array, Bool, Float, Int, Params, Position
+from stablejax.uncertainty import cosine
 
 
 class RefineInfo(NamedTuple):
@@ -63,7 +63,7 @@ def clipped_sum(qm_weight: float, *, max_norm: float) -> Callable[[Params, Param
     """∇L_obs, clipped to a global norm of `max_norm`, + λ ∇L_QM.
 
     The observable's gradient has a heavy tail, from samples far outside the data; clipping the sum instead would let
-    them silence the regularisation.
+    them silence the regularization.
     """
     clip = optax.clip_by_global_norm(max_norm)
 
@@ -77,7 +77,7 @@ def clipped_sum(qm_weight: float, *, max_norm: float) -> Callable[[Params, Param
 def refinement(
     *,
     observable_grad: Callable[..., tuple[Float[Array, ""], Params]],
-    qm_loss: Callable[[Params, Labelled], tuple[Float[Array, ""], LabelErrors]],
+    qm_loss: Callable[[Params, Labeled], tuple[Float[Array, ""], LabelErrors]],
     combine: Callable[[Params, Params], Params],
     optimizer: optax.GradientTransformation,
     reuse: Reuse | None = None,
@@ -92,7 +92,7 @@ def refinement(
       optimizer: optax transformation, with the learning rate.
       reuse: further updates from the same samples. None: one update, as in the paper.
       signal_to_noise: `(params, positions, mask) -> ` that of the observable's gradient; see
-        `diagnostics.gradient_trust`. None: not looked at.
+        `uncertainty.jackknife_gradient`. None: not looked at.
 
     Returns:
       `init` and `step(params, optimizer_state, rate_scale, position, mask, frames) -> (params, optimizer_state, info)`,
@@ -121,7 +121,7 @@ def refinement(
             is_going=is_finite,
         )
 
-    def step(params, optimizer_state, rate_scale, position: Position, mask, frames: Labelled):
+    def step(params, optimizer_state, rate_scale, position: Position, mask, frames: Labeled):
         start = _Moving(params, optimizer_state, jnp.int32(0), jnp.float32(1), jnp.bool(True))
         ones = jnp.ones(len(mask), position.dtype)
         observable, qm = gradients(params, position, mask, ones, frames)

@@ -11,7 +11,7 @@ import optax
 
 from stablejax import dynamics
 from stablejax.dynamics import Integrator, Replica
-from stablejax.losses import Labelled
+from stablejax.losses import Labeled
 from stablejax.refine import RefineInfo, Refinement
 from stablejax.types import Array, Bool, Criterion, Float, Int, Key, Params, Position
 
@@ -41,7 +41,7 @@ class SimulateInfo(NamedTuple):
     fraction_unstable: Float[Array, ""]
     num_steps: Int[Array, ""]  # replica-steps taken
     num_quarantined: Int[Array, ""]  # replicas stopped before a state that was not finite
-    num_overfull: Int[Array, ""]  # replicas that wait for longer neighbour lists: to be repeated from the state before
+    num_overfull: Int[Array, ""]  # replicas that wait for longer neighbor lists: to be repeated from the state before
     starts_learning: Bool[Array, ""]
 
 
@@ -109,7 +109,7 @@ def stable_training(
       max_unstable: f_max.
       min_unstable: f_min.
       freeze_above: in learning, how far beyond the criterion a replica may go before it is frozen; frames up to there
-        are learnt from. In the criterion's unit.
+        are learned from. In the criterion's unit.
       map_replicas: maps `fn(shared, one)` over replicas; see `parallel.map_replicas`.
 
     Raises:
@@ -204,7 +204,7 @@ def stable_training(
         )
         return state, info
 
-    def learn(state: StableState, frames: Labelled, *, num_rounds: int = 1) -> tuple[StableState, LearnInfo]:
+    def learn(state: StableState, frames: Labeled, *, num_rounds: int = 1) -> tuple[StableState, LearnInfo]:
         replicas, trajectory = sample_replicas(prepare(state.params), state.rewound, num_rounds)
         fraction = jnp.mean(replicas.is_unstable)
         mask = trajectory.is_valid.reshape(-1)

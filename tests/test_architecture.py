@@ -28,18 +28,18 @@ ORDER = (
     "parallel",
     "observables.structure",
     "observables.transport",
-    "neighbourhoods",
+    "neighborhoods",
     "stability",
     "reweighting",
     "collective",
     "covariance",
     "boltzmann",
-    "diagnostics",
+    "uncertainty",
     "losses",
     "pretrain",
     "refine",
     "stable",
-    "evaluate",
+    "survival",
 )
 SHARED_BY_MODELS = ("models.basis", "models.edges", "models.messages")
 

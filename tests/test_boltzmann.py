@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stablejax import boltzmann_grad, boltzmann_value_and_grad, expectation, localised
-from stablejax.boltzmann import neighbourhood_energies
+from stablejax import boltzmann_grad, boltzmann_value_and_grad, expectation, localized
+from stablejax.boltzmann import neighborhood_energies
 
 KT = 0.7
 
@@ -347,7 +347,7 @@ def water_like(num_frames=12, num_molecules=4):
 
 
 @pytest.mark.parametrize("as_mask", [False, True])
-def test_localised_counts_every_neighbourhood_as_a_sample(as_mask):
+def test_localized_counts_every_neighborhood_as_a_sample(as_mask):
     position, atom_energies, members, bond = water_like()
     mask = np.arange(12 * 4).reshape(12, 4) % 5 != 0
     member = (
@@ -355,7 +355,7 @@ def test_localised_counts_every_neighbourhood_as_a_sample(as_mask):
         if as_mask
         else np.pad(members, ((0, 0), (0, 1)), constant_values=-1)
     )
-    energies = localised(lambda k, x: neighbourhood_energies(atom_energies(k, x), member))
+    energies = localized(lambda k, x: neighborhood_energies(atom_energies(k, x), member))
     chosen = [(frame, index) for frame, index in zip(*np.nonzero(mask), strict=True)]
     pooled = (np.array([f for f, _ in chosen]), np.array([i for _, i in chosen]))
     one_energy = lambda k, s: jnp.sum(atom_energies(k, position[s[0]])[members[s[1]]])  # noqa: E731
@@ -369,9 +369,9 @@ def test_localised_counts_every_neighbourhood_as_a_sample(as_mask):
     assert_trees_close(jax.grad(lambda k: loss(mean(k, position, mask=mask)))(0.3), expected[1])
 
 
-def test_localised_with_one_neighbourhood_of_all_atoms_is_global():
+def test_localized_with_one_neighborhood_of_all_atoms_is_global():
     position, atom_energies, _, bond = water_like()
-    whole = localised(lambda k, x: neighbourhood_energies(atom_energies(k, x), np.ones((1, 12), bool)))
+    whole = localized(lambda k, x: neighborhood_energies(atom_energies(k, x), np.ones((1, 12), bool)))
     loss = lambda m: jnp.sum(m**2)  # noqa: E731
     expected = boltzmann_value_and_grad(loss, lambda k, x: jnp.sum(atom_energies(k, x)), bond, kT=KT)(0.3, position)
     actual = boltzmann_value_and_grad(loss, whole, lambda x: bond(x)[None], kT=KT)(0.3, position)
@@ -409,10 +409,10 @@ def test_rounding_of_the_mean_does_not_bring_in_the_mean_of_the_derivative():
     assert float(jax.grad(mean)(jnp.float32(1.0), samples)) == pytest.approx(exact, rel=0.02)
 
 
-def test_a_sample_with_one_neighbourhood_that_is_not_finite_is_excluded_whole():
+def test_a_sample_with_one_neighborhood_that_is_not_finite_is_excluded_whole():
     samples = jnp.asarray(np.random.default_rng(0).normal(size=(20, 3)))
     fn = boltzmann_value_and_grad(
-        jnp.sum, localised(lambda k, x: 0.5 * k * x**2), jnp.square, kT=KT, excludes_non_finite=True
+        jnp.sum, localized(lambda k, x: 0.5 * k * x**2), jnp.square, kT=KT, excludes_non_finite=True
     )
     excluded = fn(2.0, samples.at[4, 1].set(jnp.inf))
     assert_trees_close(excluded, fn(2.0, jnp.delete(samples, 4, axis=0)))
@@ -460,12 +460,12 @@ def test_a_sample_with_one_neighbourhood_that_is_not_finite_is_excluded_whole():
         ),
         ("`kT` must be positive, got .1.0, -1.0.", lambda x: expectation(harmonic, jnp.sin, kT=[1.0, -1.0])),
         (
-            "gives .neighbourhood. for one sample, got shape ..",
-            lambda x: expectation(localised(harmonic), jnp.sin, kT=KT)(1.0, x),
+            "gives .neighborhood. for one sample, got shape ..",
+            lambda x: expectation(localized(harmonic), jnp.sin, kT=KT)(1.0, x),
         ),
         (
-            "need the 2 neighbourhoods on axis 0, got shape .3,.",
-            lambda x: expectation(localised(lambda k, x: k * jnp.ones(2)), lambda x: jnp.ones(3), kT=KT)(1.0, x),
+            "need the 2 neighborhoods on axis 0, got shape .3,.",
+            lambda x: expectation(localized(lambda k, x: k * jnp.ones(2)), lambda x: jnp.ones(3), kT=KT)(1.0, x),
         ),
     ],
 )

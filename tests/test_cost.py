@@ -17,8 +17,8 @@ from stablejax import (
     dynamics,
     exact_form,
     listed_form,
-    localised,
-    neighbour_lists,
+    localized,
+    neighbor_lists,
     tabulate,
     tabulated_form,
     units,
@@ -50,7 +50,7 @@ def md_step(system, name):
     if case.cell is None:
         form = tabulated_form(model, case.species)
     else:
-        lists = neighbour_lists(192, cutoff=model.cutoff, skin=0.1, num_pairs=6500, cell=case.cell)
+        lists = neighbor_lists(192, cutoff=model.cutoff, skin=0.1, num_pairs=6500, cell=case.cell)
         form = listed_form(exact_form(bind(model, case.species, cell=case.cell)), lists)
     params = jax.eval_shape(bind(model, case.species, cell=case.cell).init, jax.random.key(0))
     mass = jnp.asarray(atomic_masses[case.species], jnp.float32)
@@ -69,8 +69,8 @@ def learning_gradient(chunk_size):
     """The Boltzmann estimator's gradient of L_obs, SchNet and aspirin."""
     case = models.aspirin(1)
     potential = bind(models.build_model("schnet", case.species), case.species)
-    centre = structure.bin_centres(10.0, 0.02)
-    observable = structure.interatomic_distances(all_pairs(len(case.species)), centre, smearing=0.01)
+    center = structure.bin_centers(10.0, 0.02)
+    observable = structure.interatomic_distances(all_pairs(len(case.species)), center, smearing=0.01)
     fn = boltzmann_value_and_grad(
         lambda mean: jnp.sum(mean**2), potential.energy, observable, kT=KT, chunk_size=chunk_size
     )
@@ -94,8 +94,8 @@ def test_learning_gradient_of_a_chunk():
     check(learning_gradient(8), {"Mflop": 470, "MB": 190, "instructions": 5200, "scatters": 3})
 
 
-def localised_gradient(params, position):
-    energies = localised(lambda params, x: params * jnp.sum(x**2, axis=1))
+def localized_gradient(params, position):
+    energies = localized(lambda params, x: params * jnp.sum(x**2, axis=1))
     return boltzmann_value_and_grad(lambda mean: jnp.sum(mean**2), energies, jnp.abs, kT=KT)(params, position)
 
 
@@ -104,13 +104,13 @@ def tabulated_slope(params, distance):
     return jax.grad(lambda r: jnp.sum(tabulate.evaluate(table, r)))(distance)
 
 
-def centres(position):
-    return transport.molecule_centres(position, np.ones(4), np.array([0, 0, 1, 1]))
+def centers(position):
+    return transport.molecule_centers(position, np.ones(4), np.array([0, 0, 1, 1]))
 
 
 @pytest.mark.parametrize(
     ("fn", "shapes"),
-    [(localised_gradient, [(2,), (8, 2, 3)]), (tabulated_slope, [(3,), (7,)]), (centres, [(4, 3)])],
+    [(localized_gradient, [(2,), (8, 2, 3)]), (tabulated_slope, [(3,), (7,)]), (centers, [(4, 3)])],
 )
 def test_accelerators_are_asked_for_all_digits(fn, shapes):
     """They round the factors of products of matrices unless told otherwise: to 10 bits of float32, for one."""

@@ -44,7 +44,7 @@ def test_one_two_and_eight_devices_give_the_same():
         assert seen["devices"] == int(num_devices)
         assert seen["step"] == one["step"]
         np.testing.assert_allclose(seen["position"], one["position"], atol=1e-5)
-        # Sums of means that travelled in one piece would be 1e-4 off.
+        # Sums of means that traveled in one piece would be 1e-4 off.
         error = np.linalg.norm(np.array(seen["gradient"]) - exact, axis=1) / size
         assert np.sqrt(np.mean(error**2)) < 2e-5
 
@@ -66,7 +66,7 @@ def stable_training():
 def test_learning_step_holds_the_planned_collectives_only(stable_training):
     """One all-reduce of the mean observable, one of the gradient, one of four counts of replicas."""
     system, params, state, made, config = stable_training
-    frames = systems.labelled(system, system.split.train[: config.stable.qm_batch_size])
+    frames = systems.labeled(system, system.split.train[: config.stable.qm_batch_size])
     compiled = jax.jit(made.learn).lower(state, frames).compile().as_text()
     found = [match.groups() for match in COLLECTIVE.finditer(compiled)]
     assert [kind for _, kind in found] == ["all-reduce"] * 3

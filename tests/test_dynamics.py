@@ -355,8 +355,8 @@ def test_modes_of_flexible_water_are_thermal_and_long_steps_read_cold_in_the_str
     assert is_valid.all()
     position, velocity = (np.asarray(x)[:, 20:] for x in frame)
     mass = np.asarray(water.mass)[:, None]
-    centre = (mass * velocity).sum(axis=2) / mass.sum()
-    translation = mass.sum() * (centre**2).sum(axis=-1).mean() / (3 * kT)
+    center = (mass * velocity).sum(axis=2) / mass.sum()
+    translation = mass.sum() * (center**2).sum(axis=-1).mean() / (3 * kT)
     bond = position[:, :, 1:] - position[:, :, :1]
     along = ((velocity[:, :, 1:] - velocity[:, :, :1]) * bond).sum(axis=-1) / np.linalg.norm(bond, axis=-1)
     reduced = 1 / (1 / 15.999 + 1 / 1.008)

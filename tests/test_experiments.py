@@ -154,7 +154,7 @@ def test_paper_config_has_the_papers_settings():
 
 @pytest.mark.slow
 def test_paper_config_runs_on_real_md17(shared, tmp_path):
-    """All stages with the paper's model, thermostat, optimisers and loss; only counts and lengths are cut."""
+    """All stages with the paper's model, thermostat, optimizers and loss; only counts and lengths are cut."""
     config = aspirin_paper.get_config()
     config.run_dir = str(tmp_path / "run")
     config.data.path = str(shared / "data" / "aspirin_md17.npz")

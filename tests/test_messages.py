@@ -1,4 +1,4 @@
-"""Sums over neighbours: gathered, scattered and written out are the same, with all their derivatives."""
+"""Sums over neighbors: gathered, scattered and written out are the same, with all their derivatives."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def written_out(pairs):
 
 
 def traced(pairs):
-    return lambda weight, x: messages.neighbour_sum(jax.tree.map(jnp.asarray, pairs), NUM_ATOMS)(weight, x)
+    return lambda weight, x: messages.neighbor_sum(jax.tree.map(jnp.asarray, pairs), NUM_ATOMS)(weight, x)
 
 
 COMPLETE = all_pairs(NUM_ATOMS)
@@ -39,7 +39,7 @@ STAR = Pairs(np.array([0, 0, 0, 0]), np.array([1, 2, 3, 4]))
 
 
 @pytest.mark.parametrize("pairs", [COMPLETE, RING, STAR], ids=["complete", "ring", "star"])
-@pytest.mark.parametrize("make", [lambda p: messages.neighbour_sum(p, NUM_ATOMS), traced], ids=["known", "traced"])
+@pytest.mark.parametrize("make", [lambda p: messages.neighbor_sum(p, NUM_ATOMS), traced], ids=["known", "traced"])
 def test_sum_and_its_derivatives_are_those_of_the_sum_written_out(pairs, make, x64):
     arguments = arrays(len(pairs.first))
     direction = jax.tree.map(lambda leaf: jnp.cos(7 * leaf), arguments)
@@ -73,19 +73,19 @@ def test_gradient_of_known_pairs_has_no_scatter():
         gradient = jax.grad(lambda w, x: jnp.sum(fn(w, x) ** 2), argnums=(0, 1))
         return str(jax.make_jaxpr(gradient)(weight, x))
 
-    assert "scatter" not in program(messages.neighbour_sum(COMPLETE, NUM_ATOMS))
+    assert "scatter" not in program(messages.neighbor_sum(COMPLETE, NUM_ATOMS))
     assert "scatter" in program(traced(COMPLETE))
 
 
 def test_lists_that_cannot_be_gathered_are_not():
-    assert messages.find_neighbours(COMPLETE, NUM_ATOMS) is not None
-    assert messages.find_neighbours(RING, NUM_ATOMS) is not None
-    assert messages.find_neighbours(STAR, NUM_ATOMS) is None
+    assert messages.find_neighbors(COMPLETE, NUM_ATOMS) is not None
+    assert messages.find_neighbors(RING, NUM_ATOMS) is not None
+    assert messages.find_neighbors(STAR, NUM_ATOMS) is None
     padded = jax.tree.map(np.asarray, pad_pairs(COMPLETE, 12, num_atoms=NUM_ATOMS))
-    assert messages.find_neighbours(padded, NUM_ATOMS) is None
+    assert messages.find_neighbors(padded, NUM_ATOMS) is None
     weight, x = arrays(12)
     np.testing.assert_allclose(
-        messages.neighbour_sum(padded, NUM_ATOMS)(weight, x),
-        messages.neighbour_sum(COMPLETE, NUM_ATOMS)(weight[:10], x),
+        messages.neighbor_sum(padded, NUM_ATOMS)(weight, x),
+        messages.neighbor_sum(COMPLETE, NUM_ATOMS)(weight[:10], x),
         atol=1e-6,
     )

@@ -15,7 +15,7 @@ from jax_md import energy as md_energy
 from jax_md import space
 
 from stablejax import potential
-from stablejax.geometry import Pairs, all_pairs, check_cell, nearest_image, neighbour_lists, pad_pairs, pair_distances
+from stablejax.geometry import Pairs, all_pairs, check_cell, nearest_image, neighbor_lists, pad_pairs, pair_distances
 from stablejax.models.gemnet import GemNetT
 from stablejax.models.nequip import NequIP
 from stablejax.models.schnet import SchNet
@@ -323,7 +323,7 @@ def test_a_scale_multiplies_the_energy_of_each_atom(name, position):
     )
 
 
-def test_form_over_a_neighbour_list_is_the_potential_itself_and_says_when_it_is_not():
+def test_form_over_a_neighbor_list_is_the_potential_itself_and_says_when_it_is_not():
     """In a cell, exact and with tables; where pairs may be missing energy and forces are not numbers."""
     rng = np.random.default_rng(0)
     model, species, cell = SchNet(num_features=8, num_filters=8, num_blocks=1), np.tile([8, 1, 1], 30), 12.0 * np.eye(3)
@@ -337,7 +337,7 @@ def test_form_over_a_neighbour_list_is_the_potential_itself_and_says_when_it_is_
     tabulated = potential.tabulated_form(model, species, cell=cell, scale=2.0)
     for whole, tolerance in ((potential.exact_form(system), 1e-5), (tabulated, 2e-4)):
         for places in (num_near, num_near + 50):
-            lists = neighbour_lists(90, num_pairs=places, **reach)
+            lists = neighbor_lists(90, num_pairs=places, **reach)
             form = potential.listed_form(whole, lists)
             energy_and_forces = jax.jit(potential.energy_and_forces(form.energy))
             prepared, listed = form.prepare(params), lists.find(position)
@@ -349,7 +349,7 @@ def test_form_over_a_neighbour_list_is_the_potential_itself_and_says_when_it_is_
                 energy_and_forces((prepared, listed), moved)[0], system.energy(params, moved), rtol=1e-5
             )
             assert np.isnan(energy_and_forces((prepared, listed), position.at[3, 0].add(0.26))[1]).all()
-    overfull = neighbour_lists(90, num_pairs=num_near - 1, **reach)
+    overfull = neighbor_lists(90, num_pairs=num_near - 1, **reach)
     energy, forces = potential.energy_and_forces(potential.listed_form(whole, overfull).energy)(
         (prepared, overfull.find(position)), position
     )

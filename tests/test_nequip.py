@@ -24,7 +24,7 @@ def released(shared):
 
 
 def imported(state, settings):
-    return nequip.from_torch(state, elements=ELEMENTS, num_neighbours=settings["avg_num_neighbors"])
+    return nequip.from_torch(state, elements=ELEMENTS, num_neighbors=settings["avg_num_neighbors"])
 
 
 def scale_and_shift(file, state):
@@ -98,7 +98,7 @@ def test_gate_keeps_the_size_of_normal_features():
         )
         for index, irrep in enumerate(layer.targets)
     }
-    gated = nequip.Convolution(layer, num_features=1, radial_widths=(), num_neighbours=1.0)._gate(x)
+    gated = nequip.Convolution(layer, num_features=1, radial_widths=(), num_neighbors=1.0)._gate(x)
     assert gated.keys() == x.keys()
     for feature in gated.values():
         assert float(jnp.mean(feature**2)) == pytest.approx(1.0, abs=0.02)

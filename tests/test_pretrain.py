@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from stablejax import losses, units
-from stablejax.losses import Labelled
+from stablejax.losses import Labeled
 from stablejax.pretrain import pretraining
 
 
@@ -17,7 +17,7 @@ def frames(spring, stiffness, num=32):
     position = spring.start + 0.1 * jax.random.normal(jax.random.key(0), (num, 4, 3))
     energy = jax.vmap(spring.energy, (None, 0))(stiffness, position)
     force = -jax.vmap(jax.grad(spring.energy, 1), (None, 0))(stiffness, position)
-    return Labelled(position, energy, force)
+    return Labeled(position, energy, force)
 
 
 def test_loss_is_equation_three(spring):

@@ -94,6 +94,6 @@ def test_without_reuse_it_is_one_step_and_says_what_it_saw():
     assert float(info.observable_gradient_norm) == pytest.approx(abs(float(gradient)), rel=1e-5)
 
 
-def test_clipped_sum_keeps_the_regularisation():
+def test_clipped_sum_keeps_the_regularization():
     combine = refine.clipped_sum(10.0, max_norm=1.0)
     np.testing.assert_allclose(combine(jnp.array([300.0, 400.0]), jnp.array([0.1, 0.0])), [1.6, 0.8], rtol=1e-6)

@@ -56,7 +56,7 @@ def test_displaced_mean_and_derivative_are_those_of_the_other_potential():
 
     mean, derivative = (np.asarray(values, float) for values in jax.vmap(mean_and_derivative)(samples))
     error = np.array([mean.std(), derivative.std()]) / np.sqrt(shape[0])
-    # Self-normalised weights are biased to O(1/N), here within the errors of 2,000 estimates.
+    # Self-normalized weights are biased to O(1/N), here within the errors of 2,000 estimates.
     assert abs(mean.mean() - KT / k) < 4 * error[0]
     assert abs(derivative.mean() + KT / k**2) < 4 * error[1]
     assert abs(KT / sampled_at - KT / k) > 100 * error[0]

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from stablejax import boltzmann, dynamics, losses, parallel, refine, stable, units
-from stablejax.losses import LabelErrors, Labelled
+from stablejax.losses import Labeled, LabelErrors
 
 KT = units.thermal_energy(500.0)
 STEPS = 20
@@ -75,7 +75,7 @@ def init(built, spring, num_replicas=16, stiffness=5.0, key=0):
     return built.init(jax.random.key(key), jnp.float32(stiffness), position)
 
 
-NO_FRAMES = Labelled(jnp.zeros((1, 4, 3)), jnp.zeros(1), jnp.zeros((1, 4, 3)))
+NO_FRAMES = Labeled(jnp.zeros((1, 4, 3)), jnp.zeros(1), jnp.zeros((1, 4, 3)))
 
 
 def simulate_until_learning(built, state):
@@ -184,7 +184,7 @@ def test_learning_ends_when_the_rate_has_decayed(spring):
     state, _, _ = simulate_until_learning(built, init(built, spring))
     scales = []
     while int(state.phase) == stable.LEARN:
-        state, info = built.learn(state, NO_FRAMES)  # nothing is learnt, so the loss stalls
+        state, info = built.learn(state, NO_FRAMES)  # nothing is learned, so the loss stalls
         scales.append(float(info.rate_scale))
     assert scales[0] == 1.0
     assert 0.2 < scales[-1] < 1.0

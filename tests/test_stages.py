@@ -27,7 +27,7 @@ def system(config):
 
 
 def test_energies_are_relative_to_the_training_set(system):
-    energy = systems.labelled(system, system.split.train).energy
+    energy = systems.labeled(system, system.split.train).energy
     assert energy.dtype == np.float32
     assert float(jnp.abs(energy).max()) < 2.0  # of thousands of eV
     assert float(jnp.mean(energy)) == pytest.approx(0, abs=1e-4)

@@ -33,15 +33,15 @@ def test_all_pairs_are_each_once():
 
 
 def test_h_r_is_a_density_with_peaks_at_the_distances():
-    centre = structure.bin_centres(10.0, 0.02)
-    assert len(centre) == 500
-    assert centre[0] == pytest.approx(0.01)
-    h_r = np.asarray(structure.interatomic_distances(geometry.all_pairs(3), centre, smearing=0.05)(TRIANGLE))
+    center = structure.bin_centers(10.0, 0.02)
+    assert len(center) == 500
+    assert center[0] == pytest.approx(0.01)
+    h_r = np.asarray(structure.interatomic_distances(geometry.all_pairs(3), center, smearing=0.05)(TRIANGLE))
     assert h_r.sum() * 0.02 == pytest.approx(1.0, abs=1e-4)
     for side in (3, 4, 5):
-        near = np.abs(centre - side) < 0.3
+        near = np.abs(center - side) < 0.3
         assert h_r[near].sum() * 0.02 == pytest.approx(1 / 3, abs=1e-4)
-        assert np.average(centre[near], weights=h_r[near]) == pytest.approx(side, abs=1e-3)
+        assert np.average(center[near], weights=h_r[near]) == pytest.approx(side, abs=1e-3)
 
 
 def test_pairs_by_element_are_all_pairs_in_parts():
@@ -51,7 +51,7 @@ def test_pairs_by_element_are_all_pairs_in_parts():
 
 
 def test_h_r_gradient_is_finite_differences(x64):
-    observable = structure.interatomic_distances(geometry.all_pairs(3), structure.bin_centres(6.0, 0.1), smearing=0.2)
+    observable = structure.interatomic_distances(geometry.all_pairs(3), structure.bin_centers(6.0, 0.1), smearing=0.2)
     position, weight = TRIANGLE.astype(np.float64) + 0.01, jnp.asarray(np.random.default_rng(0).normal(size=60))
     gradient = jax.grad(lambda x: jnp.vdot(weight, observable(x)))(position)
     step = jnp.zeros((3, 3)).at[1, 0].set(1e-6)
@@ -256,19 +256,19 @@ def test_displacements_and_velocities_of_brownian_motion_give_its_diffusivity():
         transport.mean_squared_displacement(jnp.asarray(position[:10]), mass, num_lags=11)
 
 
-def test_centres_of_molecules_weigh_by_mass():
+def test_centers_of_molecules_weigh_by_mass():
     x = jnp.array([[[0.0, 0, 0], [3, 0, 0], [5, 5, 5]]])
-    centres = transport.molecule_centres(x, np.array([2.0, 1.0, 7.0]), np.array([0, 0, 1]))
-    np.testing.assert_allclose(centres, [[[1, 0, 0], [5, 5, 5]]])
+    centers = transport.molecule_centers(x, np.array([2.0, 1.0, 7.0]), np.array([0, 0, 1]))
+    np.testing.assert_allclose(centers, [[[1, 0, 0], [5, 5, 5]]])
 
 
 def test_density_of_each_value_integrates_to_one_and_is_where_the_value_is():
-    centre = structure.bin_centres(4.0, 0.05)
-    observable = structure.density(lambda position: position[:, 0], centre, smearing=0.1)
+    center = structure.bin_centers(4.0, 0.05)
+    observable = structure.density(lambda position: position[:, 0], center, smearing=0.1)
     density = observable(jnp.array([[1.0, 0, 0], [2.5, 0, 0]]))
     assert density.shape == (2, 80)
     np.testing.assert_allclose(density.sum(axis=1) * 0.05, 1.0, rtol=1e-4)
-    np.testing.assert_allclose(density @ centre * 0.05, [1.0, 2.5], rtol=1e-4)
+    np.testing.assert_allclose(density @ center * 0.05, [1.0, 2.5], rtol=1e-4)
 
 
 def test_pairs_by_separation_are_bonds_angles_and_the_rest():

@@ -1,4 +1,4 @@
-"""Water at the smallest size: the periodic system, its local learning, and neighbour lists that are repaired."""
+"""Water at the smallest size: the periodic system, its local learning, and neighbor lists that are repaired."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_models_are_named_by_the_config(name, sizes, data, tmp_path):
         return
     system = build(config)
     params = jax.jit(system.potential.init)(jax.random.key(0))
-    loss, errors = jax.jit(system.qm_loss)(params, systems.labelled(system, system.split.train[:2]))
+    loss, errors = jax.jit(system.qm_loss)(params, systems.labeled(system, system.split.train[:2]))
     assert np.isfinite(loss) and errors.force_mae > 0
 
 
@@ -173,7 +173,7 @@ def test_paper_config_has_the_papers_settings():
     assert (config.data.num_train, config.md.temperature_K, config.md.timestep_fs) == (1000, 300.0, 1.0)
     assert (stable.num_replicas, stable.steps_per_epoch, stable.steps_per_frame, stable.num_cycles) == (8, 1000, 100, 1)
     assert (stable.learning_rate, stable.qm_weight, stable.max_unstable) == (3e-3, 0.0, 0.75)
-    assert (observable.molecules_per_neighbourhood, observable.num_bins, observable.per_bin) == (1, 100, 5)
+    assert (observable.molecules_per_neighborhood, observable.num_bins, observable.per_bin) == (1, 100, 5)
     assert (config.stability.train_threshold_A, config.stability.evaluate_threshold) == (1.2, 3.0)
     assert (config.evaluate.num_replicas, config.evaluate.horizon_ps) == (10, 200.0)
     assert water_config.get_config().stability.to_dict() == config.stability.to_dict()  # the criterion is never scaled

@@ -33,7 +33,7 @@ def methods(energy_fn, observable_fn, loss_fn, chunk_size: int) -> dict[str, Cal
     """`(params, samples) -> gradient` by name."""
     from stablejax import boltzmann_grad
 
-    def centred(samples):
+    def centered(samples):
         observable = jax.lax.map(observable_fn, samples, batch_size=chunk_size)
         mean = observable.mean(axis=0)
         deviation = observable - mean
@@ -47,12 +47,12 @@ def methods(energy_fn, observable_fn, loss_fn, chunk_size: int) -> dict[str, Cal
         return jax.tree.map(lambda leaf: -jnp.tensordot(deviation.T, leaf, axes=1) / KT, gradients)
 
     def per_sample(params, samples, batch_size):
-        mean, deviation = centred(samples)
+        mean, deviation = centered(samples)
         gradients = per_sample_gradients(params, samples, batch_size)
         return covariance(deviation @ jax.grad(loss_fn)(mean), gradients)
 
     def jacobian(params, samples):
-        mean, deviation = centred(samples)
+        mean, deviation = centered(samples)
         matrix = covariance(deviation, per_sample_gradients(params, samples, len(samples)))
         return jax.tree.map(lambda leaf: jnp.tensordot(jax.grad(loss_fn)(mean), leaf, axes=1), matrix)
 
@@ -91,8 +91,8 @@ def run(num_samples: list[int], chunk_size: int, repeats: int) -> list[dict]:
         species, frames = file["z"], file["R"].astype(np.float32)
     potential = bind(SchNet(), species)
     params = jax.jit(potential.init)(jax.random.key(0))
-    centre = structure.bin_centres(10.0, 10.0 / NUM_BINS)
-    observable_fn = structure.interatomic_distances(all_pairs(len(species)), centre, smearing=0.02)
+    center = structure.bin_centers(10.0, 10.0 / NUM_BINS)
+    observable_fn = structure.interatomic_distances(all_pairs(len(species)), center, smearing=0.02)
     reference = jax.vmap(observable_fn)(frames[:100]).mean(axis=0)
     loss_fn = lambda mean: jnp.sum((mean - reference) ** 2)  # noqa: E731
 

@@ -121,7 +121,7 @@ def run(given) -> list[dict]:
     from experiments import systems
     from experiments.benchmarks.md_methods import TIMESTEP_FS
     from experiments.benchmarks.md_throughput import pretrained_aspirin
-    from stablejax import evaluate
+    from stablejax import survival
 
     system, params = pretrained_aspirin()
     position = systems.start_positions(system, system.split.test, given.replicas)
@@ -139,7 +139,7 @@ def run(given) -> list[dict]:
         passages[name] = first_passage(
             system, params, position, form, round(given.horizon_ps * steps_per_ps), seed=2 + seed
         )
-        median = evaluate.median_first_passage(*passages[name])
+        median = survival.median_first_passage(*passages[name])
         rows += [
             {"metric": "energy_drift_meV_per_ps", "value": drift, "unit": "meV/ps", "method": name},
             {"metric": "energy_spread_meV", "value": spread, "unit": "meV", "method": name},
@@ -153,7 +153,7 @@ def run(given) -> list[dict]:
                 "method": name,
             },
         ]
-    rows.append({"metric": "logrank_p", "value": evaluate.logrank_p(passages["fast"], passages["exact"])})
+    rows.append({"metric": "logrank_p", "value": survival.logrank_p(passages["fast"], passages["exact"])})
     records.show(rows)
     return rows
 

@@ -14,7 +14,7 @@ import numpy as np
 TEMPERATURE_K, TIMESTEP_FS, DAMPING_TIME_FS = 500.0, 0.5, 16.7
 MATRIX, NUM_PRODUCTS = 1024, 10
 SPARE_PAIRS, SKIN_A = 1.3, 0.25
-"""Places in neighbour lists, against what the starts need; a narrow skin, since a list costs less than pairs in it."""
+"""Places in neighbor lists, against what the starts need; a narrow skin, since a list costs less than pairs in it."""
 
 Runner = Callable[[int], int]  # number of steps -> replica-steps that were taken
 
@@ -34,7 +34,7 @@ class Task(NamedTuple):
 def md_form(task: Task):
     """The form of the potential that the library would run."""
     from experiments.benchmarks.models import build_model
-    from stablejax import bind, exact_form, listed_form, neighbour_lists, tabulated_form
+    from stablejax import bind, exact_form, listed_form, neighbor_lists, tabulated_form
     from stablejax.geometry import most_pairs
 
     model = build_model(task.model, task.species)
@@ -42,7 +42,7 @@ def md_form(task: Task):
         return tabulated_form(model, task.species, cell=task.cell, scale=task.scale)
     reach: dict[str, Any] = dict(cutoff=model.cutoff, skin=SKIN_A, cell=task.cell)
     num_pairs = most_pairs(task.position, **reach, margin=SPARE_PAIRS)
-    lists = neighbour_lists(len(task.species), **reach, num_pairs=num_pairs)
+    lists = neighbor_lists(len(task.species), **reach, num_pairs=num_pairs)
     return listed_form(exact_form(bind(model, task.species, cell=task.cell, scale=task.scale)), lists)
 
 

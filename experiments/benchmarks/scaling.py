@@ -4,8 +4,8 @@
     python -m experiments.benchmarks.scaling --devices 1,2 --replicas 32
 
 SchNet of the paper's size on aspirin. An epoch simulates all replicas for t steps, differentiates the energies of their
-frames, and differentiates L_QM on a batch of labelled frames. Replicas and frames are shared between the devices, the
-labelled batch is not: every device does all of it. Parts are timed one by one and by turns.
+frames, and differentiates L_QM on a batch of labeled frames. Replicas and frames are shared between the devices, the
+labeled batch is not: every device does all of it. Parts are timed one by one and by turns.
 
 Computed rows share the parts that can be shared and add two all-reduces, with the latency and bandwidth of the command
 line: a ring for the bytes, a tree for the latency. Either the replicas are shared, or there are as many for each device
@@ -68,7 +68,7 @@ def parts(given, num_devices: int) -> tuple[dict[str, Callable], dict[str, float
     position = systems.start_positions(system, system.split.train, given.replicas)
     keys = jax.random.split(jax.random.key(0), given.replicas)
     samples = systems.start_positions(system, system.split.test, given.samples)
-    frames = systems.labelled(system, np.resize(system.split.train, given.qm_frames))
+    frames = systems.labeled(system, np.resize(system.split.train, given.qm_frames))
     floats = {
         "observable": 2 * sum(leaf.size for leaf in jax.tree.leaves(system.reference)) + 3,
         "gradient": sum(leaf.size for leaf in jax.tree.leaves(params)) + 1,
@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000, help="t of an epoch")
     parser.add_argument("--stride", type=int, default=100, help="S, steps between samples")
     parser.add_argument("--samples", type=int, default=160, help="whose gradient is timed")
-    parser.add_argument("--qm_frames", type=int, default=40, help="of the labelled batch")
+    parser.add_argument("--qm_frames", type=int, default=40, help="of the labeled batch")
     parser.add_argument("--latency_us", type=float, default=20.0, help="of a message between two devices")
     parser.add_argument("--gigabytes_per_s", type=float, default=5.0, help="of the slowest link")
     given = parser.parse_args()

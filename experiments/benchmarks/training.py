@@ -43,7 +43,7 @@ def build_model(name: str, dataset, key):
     elements = tuple(np.unique(dataset.species).tolist())
     makers: dict[str, Callable] = {
         "schnet": SchNet,
-        "nequip": lambda: NequIP(elements, num_neighbours=len(dataset.species) - 1.0),
+        "nequip": lambda: NequIP(elements, num_neighbors=len(dataset.species) - 1.0),
         "gemnet": lambda: architectures.with_fitted_scales(GemNetT(), dataset, key),
     }
     return makers[name]()
@@ -63,7 +63,7 @@ def train(name: str, config, minutes: float) -> list[dict]:
     system = molecules.build(config, lambda _, dataset, key: build_model(name, dataset, key))
     init, run = training.build_pretraining(config.pretrain, system)
     validate = jax.jit(system.qm_loss)
-    train_set, held_out = (systems.labelled(system, index) for index in (system.split.train, system.split.validation))
+    train_set, held_out = (systems.labeled(system, index) for index in (system.split.train, system.split.validation))
     state = init(jax.jit(system.potential.init)(key))
     rng = np.random.default_rng([config.seed, 0])
 

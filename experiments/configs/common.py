@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     data.num_test = 500  # held-out frames: errors, and starts of the evaluation
 
     pretrain = config.pretrain = ConfigDict()
-    pretrain.num_steps = 100_000  # optimiser steps at the most
+    pretrain.num_steps = 100_000  # optimizer steps at the most
     pretrain.batch_size = 100  # frames per step
     pretrain.learning_rate = 1e-3  # Adam
     pretrain.schedule = "cosine"  # constant; cosine: to 0 over num_steps; plateau: by plateau_factor when it stalls

@@ -1,4 +1,4 @@
-"""Water at a size for two CPU cores: SchNet with the localised estimator, on the data set that ships."""
+"""Water at a size for two CPU cores: SchNet with the localized estimator, on the data set that ships."""
 
 from __future__ import annotations
 

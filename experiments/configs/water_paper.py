@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
     config.md.timestep_fs = 1.0
     config.md.thermostat = "nose_hoover"
     config.md.damping_time_fs = 16.7
-    config.md.skin_A = 0.25  # of neighbour lists
+    config.md.skin_A = 0.25  # of neighbor lists
     config.md.spare_pairs = 1.15  # places in them, over the most that a frame of the data needs
 
     stability = config.stability = ConfigDict()
@@ -57,13 +57,13 @@ def get_config() -> ConfigDict:
     observable = config.observable = ConfigDict()
     observable.stop_A = 6.2  # RDFs reach from 0 to here
     observable.width_A = 0.05  # of their bins
-    observable.molecules_per_neighbourhood = 1
+    observable.molecules_per_neighborhood = 1
     observable.length_weight = 1.0  # w of (mean O-H length − reference)², per Å²
     observable.distance_weight = 0.0  # w of ∫(p − p_ref)² dr, p(r) of a molecule's smallest distance to another
     observable.distance_stop_A = 3.0  # p(r) reaches from 0 to here
     observable.distance_width_A = 0.1  # of its bins, and twice the width of its Gaussians
-    observable.num_bins = 100  # of what tells unstable molecules from others; 0: all are learnt from
-    observable.per_bin = 5  # molecules that are learnt from, of each bin
+    observable.num_bins = 100  # of what tells unstable molecules from others; 0: all are learned from
+    observable.per_bin = 5  # molecules that are learned from, of each bin
 
     config.stable.num_replicas = 8
     config.stable.steps_per_epoch = 1000

@@ -69,7 +69,7 @@ Made by `python -m experiments.data.generate_molecule {name}` ({versions}; seed 
 | array | unit | |
 |---|---|---|
 | `z` [{num_atoms}] | | atomic numbers |
-| `R` [frame, {num_atoms}, 3] | Å | positions, centre of mass at the origin, kept to {position_step:.1e} |
+| `R` [frame, {num_atoms}, 3] | Å | positions, center of mass at the origin, kept to {position_step:.1e} |
 | `E` [frame] | eV | potential energy, float64 |
 | `F` [frame, {num_atoms}, 3] | eV/Å | forces, kept to {force_step:.1e} |
 | `V` [frame, {num_atoms}, 3] | Å/fs | velocities, kept to {velocity_step:.1e} |

@@ -58,8 +58,8 @@ Made by `python -m experiments.data.generate_water` (OpenMM {openmm}, {versions}
 | `cell` [3, 3] | Å | lattice vectors in rows |
 | `wrapped` | | false |
 | `motion_vacf` [window, lag] | | velocity autocorrelation of the atoms, at constant energy |
-| `motion_msd` [window, lag] | Å² | mean squared displacement of the molecules' centres |
-| `motion_velocity_correlation` [window, lag] | Å² per squared internal unit of time | of the molecules' centres |
+| `motion_msd` [window, lag] | Å² | mean squared displacement of the molecules' centers |
+| `motion_velocity_correlation` [window, lag] | Å² per squared internal unit of time | of the molecules' centers |
 | `motion_spacing_fs` | fs | between lags |
 
 The model is Wu, Tepper & Voth, J. Chem. Phys. 124, 024503 (2006), with particle mesh Ewald; its cutoff is part of it. {num_frames}
@@ -72,7 +72,7 @@ All settings:
 
 Checks, on all frames:
 
-- kinetic temperature {temperature:.1f} ± {error:.1f} K; oxygen {oxygen:.0f} K, hydrogen {hydrogen:.0f} K, centres of molecules {centres:.0f} K
+- kinetic temperature {temperature:.1f} ± {error:.1f} K; oxygen {oxygen:.0f} K, hydrogen {hydrogen:.0f} K, centers of molecules {centers:.0f} K
 - highest points of the RDFs between molecules: {peaks}
 - O-H bonds {bond:.4f} Å, standard deviation {bond_std:.4f}, from {shortest:.2f} to {longest:.2f} Å
 - standard deviation of the energy {energy_std:.2f} eV, rms force component {force_rms:.2f} eV/Å
@@ -221,8 +221,8 @@ def assemble(work: Path, output: Path) -> None:
         top = int(rdf.argmax())
         peaks.append(f"{'OH'[low == 1]}{'OH'[high == 1]} {0.05 * (top + 0.5):.2f} Å ({rdf[top]:.2f})")
     kinetic = atomic_masses[z][:, None] * (V / fs) ** 2 / kB
-    centre = np.asarray(transport.molecule_centres(jnp.asarray(V / fs, jnp.float32), mass, molecule))
-    whole = mass[:3].sum() * centre**2 / kB
+    center = np.asarray(transport.molecule_centers(jnp.asarray(V / fs, jnp.float32), mass, molecule))
+    whole = mass[:3].sum() * center**2 / kB
     per_run = kinetic.mean(axis=(1, 2)).reshape(NUM_TRAJECTORIES, -1).mean(axis=1)
     bond = np.concatenate([np.linalg.norm(R[:, h::3] - R[:, 0::3], axis=-1) for h in (1, 2)], axis=1)
     drift = [(e[-len(e) // 4 :].mean() - e[: len(e) // 4].mean()) for run in runs for e in run["segment_total_energy"]]
@@ -250,7 +250,7 @@ def assemble(work: Path, output: Path) -> None:
         settings=json.dumps(settings, indent=1), num_frames=len(R), num_windows=len(windows),
         window_ps=config.evaluate.chunk_ps, temperature=kinetic.mean(),
         error=per_run.std(ddof=1) / np.sqrt(NUM_TRAJECTORIES), oxygen=kinetic[:, z == 8].mean(),
-        hydrogen=kinetic[:, z == 1].mean(), centres=whole.mean(), peaks=", ".join(peaks), bond=bond.mean(),
+        hydrogen=kinetic[:, z == 1].mean(), centers=whole.mean(), peaks=", ".join(peaks), bond=bond.mean(),
         bond_std=bond.std(), shortest=bond.min(), longest=bond.max(), energy_std=E.std(),
         force_rms=np.sqrt((F**2).mean()), drift=1000 * np.mean(drift),
         by_displacement=value("diffusivity_1e-9_m2_per_s"), by_velocity=value("diffusivity_green_kubo_1e-9_m2_per_s"),

@@ -29,7 +29,7 @@ _NPZ_NAMES = {
 
 
 class Dataset(NamedTuple):
-    """Labelled frames of one system, in eV, Å and amu."""
+    """Labeled frames of one system, in eV, Å and amu."""
 
     species: np.ndarray  # [atom] atomic numbers
     position: np.ndarray  # [frame, atom, 3] float32, Å
@@ -98,7 +98,7 @@ def split(dataset: Dataset, *, num_train: int, num_validation: int, num_test: in
     """Disjoint random frames for training, validation and test.
 
     Where the data set says which trajectory a frame is from, a quarter of the trajectories (at least one) is held out
-    and test frames come from there only, so that they are not neighbours in time of what was learnt from.
+    and test frames come from there only, so that they are not neighbors in time of what was learned from.
 
     Raises:
       ValueError: too few frames, or the same frame in training and test.

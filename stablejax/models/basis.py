@@ -23,20 +23,20 @@ def _shifted_softplus_jvp(primals, tangents):
     return shifted_softplus(*primals), jax.nn.sigmoid(primals[0]) * tangents[0]
 
 
-def equal_centres(num: int, *, cutoff: float) -> tuple[float, ...]:
+def equal_centers(num: int, *, cutoff: float) -> tuple[float, ...]:
     """`num` equal steps from 0 to `cutoff`, Å, rounded to float32."""
     return tuple(np.linspace(0.0, cutoff, num, dtype=np.float32).tolist())
 
 
-def gaussian_basis(distance: Float[Array, "*shape"], centre: tuple[float, ...]) -> Float[Array, "*shape basis"]:
-    """exp(−(r − μ_k)² / 2Δ²) with Δ the first step between the centres.
+def gaussian_basis(distance: Float[Array, "*shape"], center: tuple[float, ...]) -> Float[Array, "*shape basis"]:
+    """exp(−(r − μ_k)² / 2Δ²) with Δ the first step between the centers.
 
     Args:
       distance: r, Å.
-      centre: μ_k, Å.
+      center: μ_k, Å.
     """
-    coefficient = -0.5 / (centre[1] - centre[0]) ** 2
-    delta = distance[..., None] - jnp.asarray(centre, distance.dtype)
+    coefficient = -0.5 / (center[1] - center[0]) ** 2
+    delta = distance[..., None] - jnp.asarray(center, distance.dtype)
     return jnp.exp(coefficient * delta * delta)
 
 

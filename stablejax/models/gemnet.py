@@ -47,7 +47,7 @@ def scaled_silu(x: Array) -> Array:
 
 
 def _he_orthogonal(key, shape, dtype=jnp.float32):
-    """Orthogonal, every output then standardised over its inputs and scaled by 1/√fan_in; outputs are the last axis."""
+    """Orthogonal, every output then standardized over its inputs and scaled by 1/√fan_in; outputs are the last axis."""
     fan_in = int(np.prod(shape[:-1]))
     matrix = nn.initializers.orthogonal()(key, (fan_in, shape[-1]), dtype)
     deviation = matrix - jnp.mean(matrix, axis=0)
@@ -173,7 +173,7 @@ class Block(nn.Module):
 class GemNetT(nn.Module):
     """GemNet-T with one energy per atom; defaults are the paper's for water (Table 1, 1,891,008 parameters).
 
-    Forces are the gradient of the energy. The number of neighbours has no limit.
+    Forces are the gradient of the energy. The number of neighbors has no limit.
     """
 
     num_blocks: int = 4
@@ -184,7 +184,7 @@ class GemNetT(nn.Module):
     radial_size: int = 16
     circular_size: int = 16
     num_degrees: int = 7
-    gaussian_centre: tuple[float, ...] = basis.equal_centres(6, cutoff=1.0)  # of r over the cutoff
+    gaussian_center: tuple[float, ...] = basis.equal_centers(6, cutoff=1.0)  # of r over the cutoff
     cutoff: float = 5.0  # Å
     envelope_exponent: int = 5
     num_species: int = 83  # rows of the embedding, from hydrogen on
@@ -227,14 +227,14 @@ class GemNetT(nn.Module):
     def _edges(self, pairs: Pairs, vector, num_atoms: int) -> Edges:
         distance = safe_norm(vector)
         envelope = basis.polynomial_envelope(distance, cutoff=self.cutoff, exponent=self.envelope_exponent)
-        radial = basis.gaussian_basis(distance / self.cutoff, self.gaussian_centre) * envelope[:, None]
+        radial = basis.gaussian_basis(distance / self.cutoff, self.gaussian_center) * envelope[:, None]
         return make_edges(
             pairs, vector, radial, num_atoms=num_atoms, max_degree=self.num_degrees - 1, cutoff=self.cutoff
         )
 
     def _shared(self, radial) -> Shared:
         shape = (self.num_degrees, radial.shape[-1], self.circular_size)
-        # [degree, radial, circular], standardised over the first two as in the original.
+        # [degree, radial, circular], standardized over the first two as in the original.
         circular = self.param("circular", _he_orthogonal, shape)
         return Shared(
             triplet=_linear(self.radial_size, "radial_triplet")(radial),

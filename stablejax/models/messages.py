@@ -1,4 +1,4 @@
-"""Sums over the neighbours of an atom."""
+"""Sums over the neighbors of an atom."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import numpy as np
 from stablejax.geometry import Pairs
 from stablejax.types import Array, Float, Int
 
-NeighbourSum = Callable[[Float[Array, "pair feature"], Float[Array, "atom feature"]], Float[Array, "atom feature"]]
+NeighborSum = Callable[[Float[Array, "pair feature"], Float[Array, "atom feature"]], Float[Array, "atom feature"]]
 
 
-class Neighbours(NamedTuple):
-    """Neighbours of every atom, where all have as many, and the pair that each belongs to."""
+class Neighbors(NamedTuple):
+    """Neighbors of every atom, where all have as many, and the pair that each belongs to."""
 
-    atom: Int[np.ndarray, "atom neighbour"]
-    pair: Int[np.ndarray, "atom neighbour"]
+    atom: Int[np.ndarray, "atom neighbor"]
+    pair: Int[np.ndarray, "atom neighbor"]
 
 
-def find_neighbours(pairs: Pairs, num_atoms: int) -> Neighbours | None:
-    """The neighbours; None for pairs that are padded or not known before the program runs, or uneven between atoms."""
+def find_neighbors(pairs: Pairs, num_atoms: int) -> Neighbors | None:
+    """The neighbors; None for pairs that are padded or not known before the program runs, or uneven between atoms."""
     if not (isinstance(pairs.first, np.ndarray) and isinstance(pairs.second, np.ndarray)):
         return None
     target = np.concatenate([pairs.first, pairs.second])
@@ -32,38 +32,38 @@ def find_neighbours(pairs: Pairs, num_atoms: int) -> Neighbours | None:
     if len(degree) > num_atoms or np.ptp(degree):
         return None
     edge = np.argsort(target, kind="stable").reshape(num_atoms, -1)
-    return Neighbours(source[edge], edge % len(pairs.first))
+    return Neighbors(source[edge], edge % len(pairs.first))
 
 
-def neighbour_sum(pairs: Pairs, num_atoms: int) -> NeighbourSum:
-    """`(weight, x) -> Σ_j w_ij x_j` of each atom i, over its neighbours j. Differentiable any number of times.
+def neighbor_sum(pairs: Pairs, num_atoms: int) -> NeighborSum:
+    """`(weight, x) -> Σ_j w_ij x_j` of each atom i, over its neighbors j. Differentiable any number of times.
 
     Where pairs are known before the program runs and each atom has as many, as in a molecule with all its pairs, the
     sum and its gradient gather; adding to each atom in turn takes twice as long on a CPU.
     """
-    neighbours = find_neighbours(pairs, num_atoms)
-    mode = "promise_in_bounds" if neighbours else "drop"
+    neighbors = find_neighbors(pairs, num_atoms)
+    mode = "promise_in_bounds" if neighbors else "drop"
 
     def scattered(weight, x):
         received, returned = weight * x[pairs.second], weight * x[pairs.first]
         sums = jnp.zeros_like(received, shape=x.shape)
         return sums.at[pairs.first].add(received, mode=mode).at[pairs.second].add(returned, mode=mode)
 
-    if neighbours is None:
+    if neighbors is None:
         return scattered
 
-    # Neighbours are constants of the functions, not arguments, so that XLA sees that both gather the same weights.
+    # Neighbors are constants of the functions, not arguments, so that XLA sees that both gather the same weights.
     @jax.custom_jvp
     def gathered(weight, x):
-        return jnp.sum(weight[neighbours.pair] * x[neighbours.atom], axis=1)
+        return jnp.sum(weight[neighbors.pair] * x[neighbors.atom], axis=1)
 
     @gathered.defjvp
     def gathered_jvp(primals, tangents):
         weight, x = primals
         weight_tangent, x_tangent = tangents
         # Scatters, so that their transposes, which are all that reverse mode runs, gather.
-        sent = weight[neighbours.pair] * x_tangent[:, None]
-        of_x = jnp.zeros_like(sent, shape=x.shape).at[neighbours.atom].add(sent, mode=mode)
+        sent = weight[neighbors.pair] * x_tangent[:, None]
+        of_x = jnp.zeros_like(sent, shape=x.shape).at[neighbors.atom].add(sent, mode=mode)
         return gathered(weight, x), of_x + scattered(weight_tangent, x)
 
     return gathered

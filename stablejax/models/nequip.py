@@ -102,7 +102,7 @@ class Convolution(nn.Module):
     layer: Layer
     num_features: int
     radial_widths: tuple[int, ...]
-    num_neighbours: float
+    num_neighbors: float
 
     def setup(self):
         layer, size = self.layer, self.num_features
@@ -121,7 +121,7 @@ class Convolution(nn.Module):
     def __call__(self, features: Features, is_element, pairs: Pairs, harmonics, filters) -> Features:
         sent = {irrep: self.linear_in[str(irrep)](x) for irrep, x in features.items()}
         messages = self._messages(sent, pairs, harmonics, filters)
-        gathered = {irrep: self.linear_out[str(irrep)](x / self.num_neighbours**0.5) for irrep, x in messages.items()}
+        gathered = {irrep: self.linear_out[str(irrep)](x / self.num_neighbors**0.5) for irrep, x in messages.items()}
         for irrep in [irrep for irrep in gathered if irrep in features]:
             x = features[irrep]
             # Features times one-hot elements, so that every element has weights of its own.
@@ -130,7 +130,7 @@ class Convolution(nn.Module):
         return self._gate(gathered)
 
     def _messages(self, sent: Features, pairs: Pairs, harmonics, filters) -> Features:
-        """Sum over neighbours of each atom, [atom, 2l + 1, path*channel] with the paths to each target in order."""
+        """Sum over neighbors of each atom, [atom, 2l + 1, path*channel] with the paths to each target in order."""
         num_atoms = len(sent[SCALAR])
         parts: dict[Irrep, list] = {irrep: [] for irrep in self.layer.targets}
         weights = jnp.split(filters[:, None, :], len(self.layer.paths), axis=-1)
@@ -172,7 +172,7 @@ class NequIP(nn.Module):
     num_hidden: int = 16  # of the readout
     cutoff: float = 5.0  # Å
     envelope_exponent: int = 6
-    num_neighbours: float = 21.352514266967773  # mean over the atoms of the data
+    num_neighbors: float = 21.352514266967773  # mean over the atoms of the data
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -182,7 +182,7 @@ class NequIP(nn.Module):
         self.frequency = self.param("frequency", lambda _: jnp.pi * jnp.arange(1.0, self.num_basis + 1))
         self.embedding = Linear(self.num_features)
         self.convolutions = [
-            Convolution(layer, self.num_features, self.radial_widths, self.num_neighbours) for layer in self.layers
+            Convolution(layer, self.num_features, self.radial_widths, self.num_neighbors) for layer in self.layers
         ]
         self.readout_in, self.readout_out = Linear(self.num_hidden), Linear(1)
 
@@ -214,7 +214,7 @@ class NequIP(nn.Module):
 
 @cache
 def _coupling(path: Path) -> np.ndarray:
-    """[source m, harmonics m, target m]: Clebsch-Gordan coefficients, component normalisation."""
+    """[source m, harmonics m, target m]: Clebsch-Gordan coefficients, component normalization."""
     degrees = path.source.degree, path.degree, path.target.degree
     wigner = np.asarray(e3nn_jax.clebsch_gordan(*degrees))
     if min(degrees) > 0:
@@ -232,7 +232,7 @@ def _product(coupled: Float[Array, "pair source target"], x: Float[Array, "pair 
 
 
 def from_torch(
-    state_dict: Mapping[str, np.ndarray], *, elements: tuple[int, ...], num_neighbours: float
+    state_dict: Mapping[str, np.ndarray], *, elements: tuple[int, ...], num_neighbors: float
 ) -> tuple[NequIP, Params]:
     """The model and its parameters from the state dict of a PyTorch NequIP of the paper's sizes.
 
@@ -240,7 +240,7 @@ def from_torch(
       state_dict: NumPy arrays by name; linear weights flat, as e3nn has them. The scale and shift of the energies
         (`scale_by`, `per_species_rescale`) are skipped: they belong to `potential.bind` and to the labels.
       elements: atomic number of each of its types.
-      num_neighbours: `avg_num_neighbors` of its configuration.
+      num_neighbors: `avg_num_neighbors` of its configuration.
 
     Returns:
       The module and the parameters. Energies are the raw output of the network.
@@ -248,7 +248,7 @@ def from_torch(
     Raises:
       ValueError: a name is missing or unknown, or an array has another size.
     """
-    model = NequIP(tuple(elements), num_neighbours=num_neighbours)
+    model = NequIP(tuple(elements), num_neighbors=num_neighbors)
     remaining = {
         name: np.asarray(array)
         for name, array in state_dict.items()

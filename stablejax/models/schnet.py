@@ -23,7 +23,7 @@ class SchNet(nn.Module):
     num_features: int = 64
     num_filters: int = 64
     num_blocks: int = 6
-    gaussian_centre: tuple[float, ...] = basis.equal_centres(25, cutoff=5.0)  # Å
+    gaussian_center: tuple[float, ...] = basis.equal_centers(25, cutoff=5.0)  # Å
     cutoff: float = 5.0  # Å
     num_species: int = 100  # rows of the embedding, indexed by atomic number
 
@@ -46,7 +46,7 @@ class SchNet(nn.Module):
 
     def filters(self, distance: Float[Array, " pair"]) -> list[Float[Array, "pair filter"]]:
         """Filter weights of each block, cutoff included: 0 from the cutoff on."""
-        radial = basis.gaussian_basis(distance, self.gaussian_centre)
+        radial = basis.gaussian_basis(distance, self.gaussian_center)
         envelope = basis.cosine_envelope(distance, cutoff=self.cutoff)[:, None]
         return [
             outer(basis.shifted_softplus(inner(radial))) * envelope
@@ -63,10 +63,10 @@ class SchNet(nn.Module):
         """Atom energies, eV, from the filters of each pair; directions do not count."""
         del vector
         feature = self.embedding(species).astype(filters[0].dtype)
-        sum_over_neighbours = messages.neighbour_sum(pairs, len(species))
+        sum_over_neighbors = messages.neighbor_sum(pairs, len(species))
         for block in range(self.num_blocks):
             sent = self.convolution_in[block](feature)
-            message = sum_over_neighbours(filters[block], sent)
+            message = sum_over_neighbors(filters[block], sent)
             message = basis.shifted_softplus(self.convolution_out[block](message))
             feature = feature + self.update[block](message)
         return self.readout_out(basis.shifted_softplus(self.readout_in(feature)))[:, 0]
@@ -92,7 +92,7 @@ _TORCH_NAMES = (
     (r"lin1\.(?P<leaf>weight|bias)", "readout_in"),
     (r"lin2\.(?P<leaf>weight|bias)", "readout_out"),
 )
-_TORCH_CENTRES = "distance_expansion.offset"
+_TORCH_CENTERS = "distance_expansion.offset"
 _TORCH_IGNORED = re.compile(r"atomic_mass|initial_atomref|interactions\.\d+\.conv\.nn\..*")
 
 
@@ -104,15 +104,15 @@ def from_torch(state_dict: Mapping[str, np.ndarray]) -> tuple[SchNet, Params]:
         filter network are skipped.
 
     Returns:
-      The module, with its sizes, Gaussian centres and cutoff (the last centre), and the parameters. Energies are the
-      raw output of the network: an offset that normalised the labels has to be added by the caller.
+      The module, with its sizes, Gaussian centers and cutoff (the last center), and the parameters. Energies are the
+      raw output of the network: an offset that normalized the labels has to be added by the caller.
 
     Raises:
       ValueError: a name is not one of SchNet's, or one is missing.
     """
     tree: dict[str, dict[str, np.ndarray]] = {}
     for name, array in state_dict.items():
-        if name == _TORCH_CENTRES or _TORCH_IGNORED.fullmatch(name):
+        if name == _TORCH_CENTERS or _TORCH_IGNORED.fullmatch(name):
             continue
         matches = ((re.fullmatch(pattern, name), target) for pattern, target in _TORCH_NAMES)
         match, target = next(((match, target) for match, target in matches if match), (None, ""))
@@ -130,17 +130,17 @@ def from_torch(state_dict: Mapping[str, np.ndarray]) -> tuple[SchNet, Params]:
             leaf, value = "bias", np.asarray(array)
         tree.setdefault(module, {})[leaf] = value
     num_blocks = sum(name.startswith("filter_in_") for name in tree)
-    if _TORCH_CENTRES not in state_dict or num_blocks == 0:
-        missing = _TORCH_CENTRES if num_blocks else "interactions.0.mlp.0.weight"
+    if _TORCH_CENTERS not in state_dict or num_blocks == 0:
+        missing = _TORCH_CENTERS if num_blocks else "interactions.0.mlp.0.weight"
         raise ValueError(f"`from_torch`: expected `{missing}`, which is missing: pass the whole state dict.")
-    centre = tuple(np.asarray(state_dict[_TORCH_CENTRES], np.float32).tolist())
+    center = tuple(np.asarray(state_dict[_TORCH_CENTERS], np.float32).tolist())
     num_species, num_features = tree["embedding"]["embedding"].shape
     model = SchNet(
         num_features=num_features,
         num_filters=tree["filter_in_0"]["bias"].shape[0],
         num_blocks=num_blocks,
-        gaussian_centre=centre,
-        cutoff=centre[-1],
+        gaussian_center=center,
+        cutoff=center[-1],
         num_species=num_species,
     )
     return model, {"params": tree}

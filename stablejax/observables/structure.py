@@ -10,40 +10,40 @@ from stablejax.geometry import Pairs, all_pairs, check_cell, pair_distances, saf
 from stablejax.types import Array, Float, Int, ObservableFn
 
 
-def bin_centres(stop: float, width: float) -> Float[np.ndarray, " bin"]:
-    """Centres of bins of `width` from 0 to `stop`."""
+def bin_centers(stop: float, width: float) -> Float[np.ndarray, " bin"]:
+    """Centers of bins of `width` from 0 to `stop`."""
     return (np.arange(round(stop / width)) + 0.5) * width
 
 
-def interatomic_distances(pairs: Pairs, centre: Float[Array, " bin"], *, smearing: float) -> ObservableFn:
+def interatomic_distances(pairs: Pairs, center: Float[Array, " bin"], *, smearing: float) -> ObservableFn:
     """h(r), the distribution of interatomic distances (A.4), smeared by Gaussians: a density that integrates to 1.
 
-    h(r) = 1/P Σ_pairs exp(−(r − r_ij)²/2σ²) / √(2π)σ, per Å, at each bin centre. With all P = N(N−1)/2 pairs of a
+    h(r) = 1/P Σ_pairs exp(−(r − r_ij)²/2σ²) / √(2π)σ, per Å, at each bin center. With all P = N(N−1)/2 pairs of a
     molecule it is the paper's. One function for simulation and reference. Differentiable.
 
     Args:
       pairs: the pairs that count, each once; see `geometry.all_pairs` and `pairs_by_element`.
-      centre: Å.
+      center: Å.
       smearing: σ, Å.
     """
     norm = 1.0 / (len(pairs.first) * np.sqrt(2 * np.pi) * smearing)
 
     def observable(position):
         distance = pair_distances(position, pairs)
-        delta = (jnp.asarray(centre, position.dtype)[:, None] - distance) / smearing
+        delta = (jnp.asarray(center, position.dtype)[:, None] - distance) / smearing
         return norm * jnp.sum(jnp.exp(-0.5 * delta * delta), axis=1)
 
     return observable
 
 
-def density(values_fn: ObservableFn, centre: Float[Array, " bin"], *, smearing: float) -> ObservableFn:
-    """The distribution of each value of another observable, as the Gaussian about it at the bin centres.
+def density(values_fn: ObservableFn, center: Float[Array, " bin"], *, smearing: float) -> ObservableFn:
+    """The distribution of each value of another observable, as the Gaussian about it at the bin centers.
 
     A rare value far from the others is lost in a mean; its bins are empty in the reference, so here it is not.
 
     Args:
       values_fn: observable [...], for example `molecule_distances`.
-      centre: in the unit of the values.
+      center: in the unit of the values.
       smearing: σ of the Gaussians, in that unit.
 
     Returns:
@@ -52,7 +52,7 @@ def density(values_fn: ObservableFn, centre: Float[Array, " bin"], *, smearing: 
     norm = 1.0 / (np.sqrt(2 * np.pi) * smearing)
 
     def observable(position):
-        delta = (values_fn(position)[..., None] - jnp.asarray(centre, position.dtype)) / smearing
+        delta = (values_fn(position)[..., None] - jnp.asarray(center, position.dtype)) / smearing
         return norm * jnp.exp(-0.5 * delta * delta)
 
     return observable
@@ -187,13 +187,13 @@ def bond_angles(triples: Int[Array, "angle 3"]) -> ObservableFn:
 
 def angle_triples(bonds: Pairs) -> Int[np.ndarray, "angle 3"]:
     """Every pair of bonds that meet at an atom, as (end, middle, end)."""
-    neighbours: dict[int, list[int]] = {}
+    neighbors: dict[int, list[int]] = {}
     for first, second in zip(np.asarray(bonds.first).tolist(), np.asarray(bonds.second).tolist(), strict=True):
-        neighbours.setdefault(first, []).append(second)
-        neighbours.setdefault(second, []).append(first)
+        neighbors.setdefault(first, []).append(second)
+        neighbors.setdefault(second, []).append(first)
     triples = [
         (end, middle, other)
-        for middle, ends in sorted(neighbours.items())
+        for middle, ends in sorted(neighbors.items())
         for index, end in enumerate(ends)
         for other in ends[index + 1 :]
     ]
@@ -203,7 +203,7 @@ def angle_triples(bonds: Pairs) -> Int[np.ndarray, "angle 3"]:
 def dihedral_angles(quads: Int[Array, "dihedral 4"]) -> ObservableFn:
     """Dihedral angle about the middle bond of each i–j–k–l, radians in (−π, π], 0 where i and l are cis (IUPAC).
 
-    Differentiable, except where three neighbours are in line.
+    Differentiable, except where three neighbors are in line.
     """
 
     def observable(position):

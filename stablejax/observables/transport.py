@@ -12,9 +12,9 @@ from stablejax.types import Array, Float, Int
 def velocity_autocorrelation(
     velocity: Float[Array, "frame atom 3"], mass: Float[Array, " atom"], *, num_lags: int
 ) -> Float[Array, " lag"]:
-    """Velocity autocorrelation function (A.4), normalised to 1 at lag 0, over all time origins.
+    """Velocity autocorrelation function (A.4), normalized to 1 at lag 0, over all time origins.
 
-    The velocity of the centre of mass is taken off first, so that thermostats that do and do not move it agree.
+    The velocity of the center of mass is taken off first, so that thermostats that do and do not move it agree.
 
     Args:
       velocity: equally spaced consecutive frames.
@@ -40,7 +40,7 @@ def velocity_correlation(
 def mean_squared_displacement(
     position: Float[Array, "frame atom 3"], mass: Float[Array, " atom"], *, num_lags: int
 ) -> Float[Array, " lag"]:
-    """Mean squared displacement over atoms and time origins, the drift of the centre of mass taken off, Å².
+    """Mean squared displacement over atoms and time origins, the drift of the center of mass taken off, Å².
 
     Args:
       position: equally spaced consecutive frames, not wrapped into the cell, Å.
@@ -78,8 +78,8 @@ def diffusivity_of_displacement(
             f"`diffusivity_of_displacement`: needs two lags from {first:g} to {last:g}, got {is_fitted.sum()} of "
             f"{msd.shape[-1]} with a spacing of {spacing:g}: take more lags."
         )
-    centred = time[is_fitted] - time[is_fitted].mean()
-    return np.asarray(msd)[..., is_fitted] @ centred / np.sum(centred**2) / 6
+    centered = time[is_fitted] - time[is_fitted].mean()
+    return np.asarray(msd)[..., is_fitted] @ centered / np.sum(centered**2) / 6
 
 
 def diffusivity_of_velocity(
@@ -96,10 +96,10 @@ def diffusivity_of_velocity(
     return np.trapezoid(np.asarray(correlation), dx=spacing, axis=-1) / 3
 
 
-def molecule_centres(
+def molecule_centers(
     x: Float[Array, "*batch atom 3"], mass: Float[Array, " atom"], molecule: Int[np.ndarray, " atom"]
 ) -> Float[Array, "*batch molecule 3"]:
-    """Centre of mass of each molecule, or its velocity. Positions of a molecule have to be whole, not wrapped.
+    """Center of mass of each molecule, or its velocity. Positions of a molecule have to be whole, not wrapped.
 
     Args:
       x: positions or velocities.

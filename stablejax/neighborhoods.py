@@ -1,4 +1,4 @@
-"""Local neighbourhoods for the localised estimator (paper A.2, A.6): what they are, and which of them to learn from."""
+"""Local neighborhoods for the localized estimator (paper A.2, A.6): what they are, and which of them to learn from."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def nearest_molecules(
     """The atoms of each molecule and of those nearest to it, `num_molecules` in all, as indices.
 
     Molecules are as near as their first atoms. Membership is a constant of the frame, not differentiated. What it gives
-    goes into `boltzmann.neighbourhood_energies`.
+    goes into `boltzmann.neighborhood_energies`.
 
     Args:
       molecule: number of the molecule of each atom; see `structure.find_molecules`. All have as many atoms.
-      num_molecules: in a neighbourhood: 1 in the paper.
+      num_molecules: in a neighborhood: 1 in the paper.
       cell: lattice vectors in rows, Å. None: open boundaries.
 
     Raises:
@@ -33,7 +33,7 @@ def nearest_molecules(
     if np.ptp(sizes):
         raise ValueError(
             f"`nearest_molecules`: all molecules must have as many atoms, got from {sizes.min()} to {sizes.max()}: "
-            "pass neighbourhoods of your own to `neighbourhood_energies`."
+            "pass neighborhoods of your own to `neighborhood_energies`."
         )
     if not 1 <= num_molecules <= len(sizes):
         raise ValueError(f"`nearest_molecules`: `num_molecules` must be 1 to {len(sizes)}, got {num_molecules}.")
@@ -54,15 +54,15 @@ def nearest_molecules(
 
 def balanced_subsample(
     key: Key,
-    value: Float[Array, "sample neighbourhood"],
-    mask: Bool[Array, "sample neighbourhood"],
+    value: Float[Array, "sample neighborhood"],
+    mask: Bool[Array, "sample neighborhood"],
     *,
     num_bins: int,
     per_bin: int,
-) -> tuple[Bool[Array, "sample neighbourhood"], Float[Array, "sample neighbourhood"]]:
-    """At most `per_bin` neighbourhoods from each of `num_bins` equal bins of a value, drawn at random (A.6).
+) -> tuple[Bool[Array, "sample neighborhood"], Float[Array, "sample neighborhood"]]:
+    """At most `per_bin` neighborhoods from each of `num_bins` equal bins of a value, drawn at random (A.6).
 
-    Instabilities are rare, so most neighbourhoods look alike; this way those that do not weigh more. The mean of what
+    Instabilities are rare, so most neighborhoods look alike; this way those that do not weigh more. The mean of what
     is left is not that of the ensemble, unless it is taken with the weights.
 
     Args:

@@ -52,7 +52,7 @@ def autocorrelation(series: Float[Array, "trajectory time"]) -> Autocorrelation:
     return Autocorrelation(time, inefficiency, series.size / inefficiency)
 
 
-class GradientTrust(NamedTuple):
+class JackknifeGradient(NamedTuple):
     """A gradient with its statistical error."""
 
     value: Any  # of the loss
@@ -61,9 +61,9 @@ class GradientTrust(NamedTuple):
     signal_to_noise: Float[Array, ""]  # ‖gradient‖ / √Σ standard_error²
 
 
-def gradient_trust(
+def jackknife_gradient(
     value_and_grad: Callable[..., tuple[Any, Params]], *, num_blocks: int
-) -> Callable[..., GradientTrust]:
+) -> Callable[..., JackknifeGradient]:
     """Standard error of a Boltzmann gradient by the delete-one-block jackknife.
 
     Samples of one block are left out together, so blocks should be independent of each other: whole replicas, or
@@ -74,16 +74,16 @@ def gradient_trust(
       num_blocks: B.
 
     Returns:
-      `(*parameters, samples, *, block, **counts) -> GradientTrust` with `block` [sample] from 0 to B − 1, and `counts`
-      what `value_and_grad` takes (`mask`, `weight`, `state`).
+      `(*parameters, samples, *, block, **counts) -> JackknifeGradient` with `block` [sample] from 0 to B − 1, and
+      `counts` what `value_and_grad` takes (`mask`, `weight`, `state`).
 
     Raises:
       ValueError: fewer than 2 blocks.
     """
     if num_blocks < 2:
-        raise ValueError(f"`gradient_trust`: the jackknife needs at least 2 blocks, got {num_blocks}.")
+        raise ValueError(f"`jackknife_gradient`: the jackknife needs at least 2 blocks, got {num_blocks}.")
 
-    def trust(*parameters_and_samples, block: Int[Array, " sample"], mask=None, **counts) -> GradientTrust:
+    def trust(*parameters_and_samples, block: Int[Array, " sample"], mask=None, **counts) -> JackknifeGradient:
         mask = jnp.ones(len(block), bool) if mask is None else jnp.asarray(mask)
         value, gradient = value_and_grad(*parameters_and_samples, mask=mask, **counts)
 
@@ -103,7 +103,7 @@ def gradient_trust(
         factor = (num_blocks - 1) / num_blocks
         variance = jax.tree.map(lambda t, s: factor * jnp.maximum(s - t * t / num_blocks, 0), total, squares)
         noise = jnp.sqrt(sum(jnp.sum(leaf) for leaf in jax.tree.leaves(variance)))
-        return GradientTrust(value, gradient, jax.tree.map(jnp.sqrt, variance), optax.tree.norm(gradient) / noise)
+        return JackknifeGradient(value, gradient, jax.tree.map(jnp.sqrt, variance), optax.tree.norm(gradient) / noise)
 
     return trust
 

@@ -1,4 +1,4 @@
-"""Neighbourhoods of molecules, the balanced subsample, and the localised estimator over them."""
+"""Neighborhoods of molecules, the balanced subsample, and the localized estimator over them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stablejax import bind, boltzmann_value_and_grad, localised, neighbourhoods
-from stablejax.boltzmann import neighbourhood_energies
+from stablejax import bind, boltzmann_value_and_grad, localized, neighborhoods
+from stablejax.boltzmann import neighborhood_energies
 from stablejax.geometry import Pairs
 from stablejax.models.schnet import SchNet
 from stablejax.observables import structure
@@ -17,30 +17,30 @@ MOLECULE = np.array([0, 0, 1, 1, 2, 2])
 LINE = jnp.array([[0.0, 0, 0], [1, 0, 0], [4, 0, 0], [5, 0, 0], [11, 0, 0], [11.5, 0, 0]])
 
 
-def test_neighbourhood_is_a_molecule_and_those_nearest_to_it_through_the_walls():
-    alone = neighbourhoods.nearest_molecules(MOLECULE, num_molecules=1)(LINE)
+def test_neighborhood_is_a_molecule_and_those_nearest_to_it_through_the_walls():
+    alone = neighborhoods.nearest_molecules(MOLECULE, num_molecules=1)(LINE)
     np.testing.assert_array_equal(alone, [[0, 1], [2, 3], [4, 5]])
     for cell, nearest in ((None, [1, 0, 1]), (12.0 * np.eye(3), [2, 0, 0])):
-        member = neighbourhoods.nearest_molecules(MOLECULE, num_molecules=2, cell=cell)(LINE)
+        member = neighborhoods.nearest_molecules(MOLECULE, num_molecules=2, cell=cell)(LINE)
         np.testing.assert_array_equal(member[:, :2], alone)
         np.testing.assert_array_equal(member[:, 2:], np.asarray(alone)[nearest])
 
 
 def test_molecules_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="all molecules must have as many atoms, got from 1 to 2"):
-        neighbourhoods.nearest_molecules(np.array([0, 0, 1]), num_molecules=1)
+        neighborhoods.nearest_molecules(np.array([0, 0, 1]), num_molecules=1)
     with pytest.raises(ValueError, match="`num_molecules` must be 1 to 3, got 4"):
-        neighbourhoods.nearest_molecules(MOLECULE, num_molecules=4)
+        neighborhoods.nearest_molecules(MOLECULE, num_molecules=4)
 
 
-def test_rare_neighbourhoods_are_kept_and_common_ones_thinned_out():
+def test_rare_neighborhoods_are_kept_and_common_ones_thinned_out():
     rng = np.random.default_rng(0)
     value = rng.random((50, 20))
     value[3, 4], value[7, 8] = 9.5, 10.0
     mask = np.ones((50, 20), bool)
     mask[10:20] = False
     value[10, 0] = 1e6  # does not count, so it does not set the bins
-    chosen, weight = neighbourhoods.balanced_subsample(jax.random.key(0), value, mask, num_bins=20, per_bin=5)
+    chosen, weight = neighborhoods.balanced_subsample(jax.random.key(0), value, mask, num_bins=20, per_bin=5)
     assert bool(chosen[3, 4]) and bool(chosen[7, 8])
     assert not chosen[10:20].any()
     bins = np.minimum((value / 10 * 20 - 1e-9).astype(int), 19)
@@ -48,7 +48,7 @@ def test_rare_neighbourhoods_are_kept_and_common_ones_thinned_out():
     np.testing.assert_array_equal(counts, np.minimum(np.bincount(bins[mask], minlength=20), 5))
     assert float(weight.sum()) == pytest.approx(mask.sum())
     assert float(weight[3, 4]) == 1 and float(weight.max()) > 50
-    other, _ = neighbourhoods.balanced_subsample(jax.random.key(1), value, mask, num_bins=20, per_bin=5)
+    other, _ = neighborhoods.balanced_subsample(jax.random.key(1), value, mask, num_bins=20, per_bin=5)
     assert (np.asarray(other) != np.asarray(chosen)).any()
 
 
@@ -57,7 +57,7 @@ def test_weights_of_the_subsample_give_the_mean_of_all():
     mask = np.ones(value.shape, bool)
     means = []
     for key in jax.random.split(jax.random.key(0), 200):
-        chosen, weight = neighbourhoods.balanced_subsample(key, value, mask, num_bins=30, per_bin=5)
+        chosen, weight = neighborhoods.balanced_subsample(key, value, mask, num_bins=30, per_bin=5)
         assert 0.005 < chosen.mean() < 0.1
         means.append(float((weight * value).sum() / weight.sum()))
     assert np.mean(means) == pytest.approx(value.mean(), abs=3 * np.std(means) / np.sqrt(200))
@@ -92,24 +92,24 @@ def test_bond_lengths_and_distances_of_each_molecule():
 
 
 @pytest.mark.parametrize("num_molecules", [1, 3])
-def test_local_gradient_is_the_covariance_over_all_neighbourhoods(num_molecules, x64):
-    """Equation 8 written out, over a subset of the neighbourhoods of all samples."""
+def test_local_gradient_is_the_covariance_over_all_neighborhoods(num_molecules, x64):
+    """Equation 8 written out, over a subset of the neighborhoods of all samples."""
     species, position = water(6)
     position = position.astype(jnp.float64)
     molecule, kT = np.repeat(np.arange(8), 3), 0.03
     system = bind(SchNet(num_features=8, num_filters=8, num_blocks=1), species)
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), system.init(jax.random.key(0)))
-    member_fn = neighbourhoods.nearest_molecules(molecule, num_molecules=num_molecules)
+    member_fn = neighborhoods.nearest_molecules(molecule, num_molecules=num_molecules)
 
     def energies(params, x):
-        return neighbourhood_energies(system.atom_energies(params, x), member_fn(x))
+        return neighborhood_energies(system.atom_energies(params, x), member_fn(x))
 
     oxygen = np.arange(0, 24, 3)
     lengths = structure.molecule_bond_lengths(
         Pairs(np.repeat(oxygen, 2), np.array([oxygen + 1, oxygen + 2]).T.reshape(-1)), molecule
     )
     mask = jnp.asarray(np.random.default_rng(1).random((6, 8)) < 0.6)
-    fn = boltzmann_value_and_grad(lambda mean: (mean - 1.0) ** 2, localised(energies), lengths, kT=kT, chunk_size=4)
+    fn = boltzmann_value_and_grad(lambda mean: (mean - 1.0) ** 2, localized(energies), lengths, kT=kT, chunk_size=4)
     loss, gradient = fn(params, position, mask=mask)
 
     g = jax.vmap(lengths)(position)[mask]

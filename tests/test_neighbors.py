@@ -1,4 +1,4 @@
-"""Neighbour lists in dynamics: made when they have to be, shared by replicas side by side, repaired where overfull."""
+"""Neighbor lists in dynamics: made when they have to be, shared by replicas side by side, repaired where overfull."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from conftest import standard_error
 
 from stablejax import dynamics, parallel, units
-from stablejax.geometry import all_pairs, most_pairs, neighbour_lists, pair_distances
+from stablejax.geometry import all_pairs, most_pairs, neighbor_lists, pair_distances
 from stablejax.potential import MDForm, listed_form
 
 BOX, CUTOFF, NUM_ATOMS = 13.0, 4.5, 64
@@ -57,7 +57,7 @@ def test_dynamics_with_lists_is_that_with_all_pairs(batch_size, skin):
     reach = REACH | {"skin": skin}
     num_pairs = most_pairs(START[None], **reach, margin=1.5)
     assert num_pairs < 0.7 * NUM_ATOMS * (NUM_ATOMS - 1) / 2
-    lists = neighbour_lists(NUM_ATOMS, num_pairs=num_pairs, **reach)
+    lists = neighbor_lists(NUM_ATOMS, num_pairs=num_pairs, **reach)
     plain = run(engine(), keys, START, batch_size=batch_size, num_steps=400)
     listed = run(engine(lists), keys, START, batch_size=batch_size, num_steps=400)
     np.testing.assert_array_equal(listed.step, 400)
@@ -68,7 +68,7 @@ def test_dynamics_with_lists_is_that_with_all_pairs(batch_size, skin):
 
 def test_a_list_that_is_never_made_again_is_found_out():
     """The positive control: atoms leave what the list covers, and the dynamics stops instead of going wrong."""
-    lists = neighbour_lists(NUM_ATOMS, num_pairs=2016, **REACH)
+    lists = neighbor_lists(NUM_ATOMS, num_pairs=2016, **REACH)
     stale = lists._replace(update=lambda listed, *_: listed)
     replica = run(engine(stale), jax.random.key(0)[None], START, batch_size=None, num_steps=400)
     assert not bool(replica.is_finite[0])
@@ -77,7 +77,7 @@ def test_a_list_that_is_never_made_again_is_found_out():
 
 @pytest.mark.parametrize("num_replicas", [1, 8])
 def test_side_by_side_lists_are_a_branch_and_not_a_selection(num_replicas):
-    lists = neighbour_lists(NUM_ATOMS, num_pairs=2016, **REACH)
+    lists = neighbor_lists(NUM_ATOMS, num_pairs=2016, **REACH)
     listed = jax.vmap(lists.find)(jnp.tile(START, (num_replicas, 1, 1)))
     update = jax.vmap(lists.update)
     active = jnp.ones(num_replicas, bool)
@@ -108,9 +108,9 @@ def test_an_overfull_list_loses_no_step(batch_size, sparse):
     """The replica waits before the step that its list is too short for, and goes on with a longer one."""
     start, num_pairs = sparse
     keys = jax.random.split(jax.random.key(0), 3)
-    ample = engine(neighbour_lists(NUM_ATOMS, num_pairs=2016, **REACH))
+    ample = engine(neighbor_lists(NUM_ATOMS, num_pairs=2016, **REACH))
     expected = run(ample, keys, start, batch_size=batch_size, num_steps=300)
-    short = engine(neighbour_lists(NUM_ATOMS, num_pairs=num_pairs, **REACH))
+    short = engine(neighbor_lists(NUM_ATOMS, num_pairs=num_pairs, **REACH))
     waiting = run(short, keys, start, batch_size=batch_size, num_steps=300)
     assert bool(waiting.is_overfull.all()) and bool(waiting.is_finite.all()) and not bool(waiting.is_frozen.any())
     assert 0 < int(waiting.step.min()) <= int(waiting.step.max()) < 300
@@ -125,22 +125,22 @@ def test_an_overfull_list_loses_no_step(batch_size, sparse):
 
 def test_frames_after_an_overfull_list_do_not_count(sparse):
     start, num_pairs = sparse
-    short = engine(neighbour_lists(NUM_ATOMS, num_pairs=num_pairs, **REACH))
+    short = engine(neighbor_lists(NUM_ATOMS, num_pairs=num_pairs, **REACH))
     replica = dynamics.init_replica(short, jax.random.key(0), None, start)
     sample = partial(dynamics.sample, short, never, None, num_frames=20, steps_per_frame=5)
     replica, trajectory = jax.jit(sample)(replica)
     assert bool(replica.is_overfull)
     np.testing.assert_array_equal(trajectory.is_valid, 5 * np.arange(1, 21) <= int(replica.step))
     assert 0 < trajectory.is_valid.sum() < 20
-    none = engine(neighbour_lists(NUM_ATOMS, num_pairs=num_pairs - 1, **REACH))
+    none = engine(neighbor_lists(NUM_ATOMS, num_pairs=num_pairs - 1, **REACH))
     assert bool(dynamics.init_replica(none, jax.random.key(0), None, start).is_overfull)
 
 
 def test_lists_without_places_or_skin_are_refused():
     with pytest.raises(ValueError, match="`num_pairs` must be at least 1 and `skin` positive, got 0 and 0.6"):
-        neighbour_lists(NUM_ATOMS, num_pairs=0, **REACH)
+        neighbor_lists(NUM_ATOMS, num_pairs=0, **REACH)
     with pytest.raises(ValueError, match="smallest height is 8.000 Å, which is less than twice the cutoff of 4.5 Å"):
-        neighbour_lists(NUM_ATOMS, num_pairs=10, cutoff=CUTOFF, skin=0.6, cell=8.0 * np.eye(3))
+        neighbor_lists(NUM_ATOMS, num_pairs=10, cutoff=CUTOFF, skin=0.6, cell=8.0 * np.eye(3))
 
 
 def test_nose_hoover_in_a_cell_has_all_but_the_drift_at_the_temperature():
