@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: aspirin test test-slow check clean
+.PHONY: aspirin test test-slow mutations check clean
 
 aspirin: .venv/installed  ## pretrain, stabilize and evaluate aspirin on the data set that ships
 	$(BIN)/python -m experiments.aspirin $(ARGS)
@@ -15,7 +15,10 @@ test: .venv/installed  ## check style and types, run the tests
 test-slow: .venv/installed  ## the heavier checks
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-check: .venv/installed  ## put the style right
+mutations: .venv/installed  ## faults that some test has to find, one at a time
+	$(BIN)/python tests/mutations.py $(ARGS)
+
+check: .venv/installed  ## fix the style
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 

@@ -6,19 +6,7 @@
 Every field of the config can be set on the command line, `--config.seed=1` for one.
 """
 
-from __future__ import annotations
-
-from ml_collections import ConfigDict
-
-from experiments import runtime
-
-
-def build(config: ConfigDict):
-    """A molecule described by the model of the config."""
-    from experiments import molecules
-
-    return molecules.build(config)
-
+from experiments import cli
 
 if __name__ == "__main__":
-    runtime.start("aspirin", build)
+    cli.start("aspirin")

@@ -1,7 +1,9 @@
-"""Pytrees on disk: one .npz per checkpoint, leaves by their path, written whole or not at all."""
+"""Pytrees and JSON on disk, written whole or not at all; a pytree is one .npz, leaves by their path."""
 
 from __future__ import annotations
 
+import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,12 @@ from experiments import processes
 
 
 def save(path: Path, tree: Any) -> None:
-    """Write a pytree of arrays (PRNG keys included). All processes have to call it; the first one writes."""
+    """Write a pytree of arrays (PRNG keys included). All processes have to call it; the first one writes.
+
+    Args:
+      path: of the file.
+      tree: any pytree.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(processes.to_host(tree))
     if not processes.is_first():
         return
@@ -25,7 +32,11 @@ def save(path: Path, tree: Any) -> None:
 
 
 def load(path: Path, like: Any) -> Any:
-    """Read a pytree of the structure, shapes and types of `like`: arrays, or what `jax.eval_shape` gives.
+    """Read a pytree.
+
+    Args:
+      path: of the file.
+      like: of the same structure, shapes and types: arrays, or what `jax.eval_shape` gives.
 
     Raises:
       ValueError: the file holds something else.
@@ -41,6 +52,37 @@ def load(path: Path, like: Any) -> Any:
         return jax.tree.unflatten(
             treedef, [_from_numpy(path, _name(key), file[_name(key)], leaf) for key, leaf in leaves]
         )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all.
+
+    Args:
+      path: of the file.
+      text: what it holds.
+    """
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """JSON that every reader takes: numbers that are not finite are null.
+
+    Args:
+      value: of what JSON knows.
+      indent: of nested lines. None: all in one line.
+    """
+    return json.dumps(finite(value), indent=indent, allow_nan=False)
+
+
+def finite(value: Any) -> Any:
+    """The same with None for numbers that are not finite, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _name(key) -> str:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments import processes
-from stablejax.potential import MDForm, Potential
+from stablejax.potential import Potential
 
 SHARE = 0.8
 """Of the free memory that a program may take: what XLA counts leaves out its own buffers."""
@@ -54,7 +54,7 @@ def program_bytes(compiled: jax.stages.Compiled) -> int:
 
 
 def check(what: str, program: Callable, arguments: tuple, advice: str, **static) -> int:
-    """Compile `program`, a jitted function, and refuse to go on where it would not fit.
+    """Compile `program`, a jitted function, and refuse to continue where it would not fit.
 
     Returns:
       What it needs on each device, bytes.
@@ -84,29 +84,38 @@ def largest_that_fits(program: Callable[[int], jax.stages.Compiled], most: int) 
     return max(1, int(min(2 + (SHARE * available_bytes() - two) / each, most)))
 
 
-def replica_batch(form: MDForm, potential: Potential, num_atoms: int, most: int) -> int:
-    """Replicas side by side on a device: one suits the caches of a CPU; an accelerator takes as many as fit."""
+def replica_batch(form: Potential, most: int) -> int:
+    """Replicas side by side on a device: one suits the caches of a CPU; an accelerator takes as many as fit.
+
+    Args:
+      form: that dynamics runs.
+      most: of a device.
+    """
     if jax.default_backend() == "cpu":
         return 1
-    prepared = jax.eval_shape(form.prepare, _shape_of_params(potential))
-    if form.lists is not None:
-        prepared = prepared, jax.eval_shape(form.lists.find, jax.ShapeDtypeStruct((num_atoms, 3), jnp.float32))
+    prepared = jax.eval_shape(form.prepare, _shape_of_params(form))
+    one = jax.ShapeDtypeStruct((form.num_atoms, 3), jnp.float32)
+    listed = None if form.lists is None else jax.eval_shape(form.lists.init, one)
 
     def program(number):
-        forces = jax.vmap(jax.grad(form.energy, argnums=1), (None, 0))
-        return jax.jit(forces).lower(prepared, _positions(number, num_atoms)).compile()
+        forces = jax.vmap(jax.grad(form.prepared_energy, argnums=1), (None, 0, None))
+        return jax.jit(forces).lower(prepared, _positions(number, form.num_atoms), listed).compile()
 
     return largest_that_fits(program, most)
 
 
-def estimator_chunk(potential: Potential, num_atoms: int) -> int:
+def estimator_chunk(potential: Potential) -> int:
     """Samples whose energies are differentiated together."""
     if jax.default_backend() == "cpu":
         return CPU_CHUNK
 
     def program(number):
         total = lambda params, x: jnp.sum(jax.vmap(potential.energy, (None, 0))(params, x))  # noqa: E731
-        return jax.jit(jax.grad(total)).lower(_shape_of_params(potential), _positions(number, num_atoms)).compile()
+        return (
+            jax.jit(jax.grad(total))
+            .lower(_shape_of_params(potential), _positions(number, potential.num_atoms))
+            .compile()
+        )
 
     return largest_that_fits(program, MOST_CHUNK)
 

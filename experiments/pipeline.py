@@ -1,4 +1,4 @@
-"""Pretrain, evaluate, stabilize, evaluate again, report: shared by all experiments, resumed where it was left."""
+"""Pretrain, evaluate, stabilize, evaluate again, report: shared by all experiments, resumed where interrupted."""
 
 from __future__ import annotations
 
@@ -13,22 +13,28 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import checkpoints, evaluation, processes, report, runtime, systems, training
-from experiments.evaluation import Evaluation
+from experiments import checkpoints, processes, provenance, report, systems
 from experiments.progress import Progress
-from experiments.systems import System
+from experiments.stages import evaluate, pretrain, stabilize
+from experiments.stages.evaluate import Evaluation, Evaluator
+from experiments.systems import base
+from experiments.systems.base import System
 
 
-def run(config: ConfigDict, build: Callable[[ConfigDict], System]) -> dict:
-    """All stages; returns the record that is also written to the run's directory."""
+def run(config: ConfigDict) -> dict:
+    """All stages; returns the record that is also written to the run's directory.
+
+    Args:
+      config: of the experiment.
+    """
     run_dir = Path(config.run_dir or f"runs/{config.name}_seed{config.seed}")
-    system = build(config)
+    system = systems.build(config)
     _claim(run_dir, config)
     progress = Progress(run_dir / "metrics.jsonl", is_silent=not processes.is_first())
-    split = system.split
+    data = system.data
     progress.say(
-        f"{config.name}: {len(system.dataset.species)} atoms; {len(split.train)} training, {len(split.validation)} "
-        f"validation and {len(split.test)} test frames; results go to {run_dir}"
+        f"{config.name}: {len(data.dataset.species)} atoms; {len(data.split.train)} training, "
+        f"{len(data.split.validation)} validation and {len(data.split.test)} test frames; results go to {run_dir}"
     )
     try:
         before, after, course = _stages(run_dir, config, system, progress)
@@ -36,31 +42,35 @@ def run(config: ConfigDict, build: Callable[[ConfigDict], System]) -> dict:
         progress.close()
         wall_s = _add_wall(run_dir, progress.stage_wall_s)
 
-    reference_motion = evaluation.reference_motion(config, system)
-    record = report.make_record(config, system, before, after, reference_motion, wall_s)
+    facts = report.facts_of(config, system)
+    runs = report.Runs(before, after, evaluate.reference_motion(config, system))
+    record = report.make_record(facts, runs, wall_s)
     if not processes.is_first():
         return record
-    (run_dir / "record.json").write_text(json.dumps(record, indent=1) + "\n")
-    page = report.write_page(run_dir, config, system, record, before, after, course, reference_motion)
+    checkpoints.write_text(run_dir / "record.json", checkpoints.to_json(record, indent=1) + "\n")
+    page = report.write_page(run_dir, facts, record, runs, course)
     for line in report.summary(record):
         progress.say(line)
     progress.say(f"report: {page}")
     return record
 
 
-def _stages(run_dir: Path, config, system, progress: Progress) -> tuple[Evaluation, Evaluation, list[dict]]:
+def _stages(run_dir: Path, config, system: System, progress: Progress) -> tuple[Evaluation, Evaluation, list[dict]]:
+    """All three stages; neighbor lists that one of them has lengthened stay so in the next."""
     progress.stage("pretraining")
     params = _cached(
         run_dir / "pretrained.npz",
-        lambda: training.run_pretraining(config, system, progress),
-        like=jax.eval_shape(system.potential.init, systems.key_for(config, "model")),
+        lambda: pretrain.run_pretraining(config, system, progress),
+        like=jax.eval_shape(system.problem.potential.init, base.key_for(config, "model")),
     )
-    looks = evaluation.build_evaluation(config, system)
-    before = _evaluate(run_dir, "before", config, system, looks, params, progress)
+    evaluator = evaluate.build(config, system)
+    before, evaluator = _evaluate(run_dir, "before", config, evaluator, params, progress)
 
     progress.stage("StABlE training")
-    refined, course = _stabilize(run_dir, config, system, params, progress)
-    after = _evaluate(run_dir, "after", config, system, looks, refined, progress)
+    refined, course, system = _stabilize(run_dir, config, evaluator.system, params, progress)
+    if system is not evaluator.system:
+        evaluator = evaluate.build(config, system)
+    after, _ = _evaluate(run_dir, "after", config, evaluator, refined, progress)
     return before, after, course
 
 
@@ -81,7 +91,7 @@ def _claim(run_dir: Path, config: ConfigDict) -> None:
             )
         return
     if processes.is_first():
-        path.write_text(json.dumps({"config": mine} | runtime.about(), indent=1) + "\n")
+        checkpoints.write_text(path, checkpoints.to_json({"config": mine} | provenance.about(), indent=1) + "\n")
 
 
 def _cached(path: Path, make: Callable, like):
@@ -92,42 +102,48 @@ def _cached(path: Path, make: Callable, like):
     return made
 
 
-def _evaluate(run_dir, phase: str, config, system, looks, params, progress: Progress) -> Evaluation:
+def _evaluate(
+    run_dir: Path, phase: str, config, evaluator: Evaluator, params, progress: Progress
+) -> tuple[Evaluation, Evaluator]:
     progress.stage(f"evaluation {phase}")
     path = run_dir / f"evaluation_{phase}.npz"
     if processes.agree(path.exists()):
-        with np.load(path) as file:
-            arrays = dict(file)
-        parts: dict[str, Any] = {"structure": {}, "motion": {}}
-        for name in list(arrays):
-            part, slash, key = name.partition("/")
-            if slash:
-                parts[part][key] = arrays.pop(name)
-        return Evaluation(**parts, **arrays)
-    made = evaluation.run_evaluation(config, system, looks, params, progress)
+        return _saved_evaluation(path), evaluator
+    made, evaluator = evaluate.run_evaluation(config, evaluator, params, progress)
     checkpoints.save(path, made)
-    return made
+    return made, evaluator
 
 
-def _stabilize(run_dir: Path, config, system, params, progress: Progress):
+def _saved_evaluation(path: Path) -> Evaluation:
+    with np.load(path) as file:
+        arrays = dict(file)
+    parts: dict[str, Any] = {"structure": {}, "motion": {}}
+    for name in list(arrays):
+        part, slash, key = name.partition("/")
+        if slash:
+            parts[part][key] = arrays.pop(name)
+    return Evaluation(**parts, **arrays)
+
+
+def _stabilize(run_dir: Path, config, system: System, params, progress: Progress):
     """StABlE training; its state and course are saved after every step."""
-    state_path, tracker_path = run_dir / "stable_state.npz", run_dir / "stable_course.json"
-    start = partial(training.init_stable, config, system, params)
-    if processes.agree(state_path.exists() and tracker_path.exists()):
+    state_path, course_path = run_dir / "stable_state.npz", run_dir / "stable_course.json"
+    start = partial(stabilize.start, config, system, params)
+    if processes.agree(state_path.exists() and course_path.exists()):
         state = checkpoints.load(state_path, like=jax.eval_shape(start))
         # The course is written before the state: an entry more means that the last step has to be done again.
-        tracker = json.loads(tracker_path.read_text())[: int(state.num_calls)]
+        course = json.loads(course_path.read_text())[: int(state.num_calls)]
     else:
-        state, tracker = start(), []
+        state, course = start(), []
 
-    def save(state, tracker):
+    def save(state, course):
         if processes.is_first():
-            tracker_path.write_text(json.dumps(tracker))
+            checkpoints.write_text(course_path, checkpoints.to_json(course))
         checkpoints.save(state_path, state)
 
-    state = training.run_stable(config, system, state, tracker, save, progress)
+    state, longer = stabilize.run_stable(config, system, state, course, save, progress)
     checkpoints.save(run_dir / "refined.npz", state.params)
-    return jax.tree.map(jnp.asarray, state.params), tracker
+    return jax.tree.map(jnp.asarray, state.params), course, longer
 
 
 def _add_wall(run_dir: Path, stage_wall_s: dict[str, float]) -> dict[str, float]:
@@ -137,5 +153,5 @@ def _add_wall(run_dir: Path, stage_wall_s: dict[str, float]) -> dict[str, float]
     for stage, seconds in stage_wall_s.items():
         total[stage] = total.get(stage, 0.0) + seconds
     if processes.is_first():
-        path.write_text(json.dumps(total) + "\n")
+        checkpoints.write_text(path, checkpoints.to_json(total) + "\n")
     return total

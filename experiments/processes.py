@@ -1,4 +1,4 @@
-"""Runs of several processes: all compute the same program, the first one writes files and speaks."""
+"""Runs of several processes: all compute the same program, the first one writes files and prints."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def join(settings: ConfigDict) -> None:
 
 
 def is_first() -> bool:
-    """Whether this process writes files and speaks."""
+    """Whether this process writes files and prints."""
     return jax.process_index() == 0
 
 

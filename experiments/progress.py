@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import io
+import os
 import sys
 import time
 from pathlib import Path
 from typing import TextIO
+
+from experiments import checkpoints
 
 
 class Progress:
@@ -23,10 +26,11 @@ class Progress:
         *,
         is_silent: bool = False,
     ):
+        if is_silent:
+            metrics_path, stream = Path(os.devnull), _Nowhere()
         self._metrics_path = metrics_path
         self._stream = stream
         self._is_terminal = stream.isatty()
-        self._is_silent = is_silent
         self._seconds_between_lines = seconds_between_lines
         self._begun = time.monotonic()
         self._stage_begun = self._begun
@@ -44,16 +48,14 @@ class Progress:
 
         Args:
           message: what a person wants to know now.
-          fraction_done: 0 to 1, from which the time left of this stage is guessed.
+          fraction_done: 0 to 1, from which the time left of this stage is estimated.
           metrics: numbers by name.
         """
-        if self._is_silent:
-            return
         now = time.monotonic()
         elapsed = now - self._stage_begun
         entry = {"stage": self._stage, "wall_s": round(now - self._begun, 2), "fraction_done": round(fraction_done, 4)}
         with self._metrics_path.open("a") as file:
-            file.write(json.dumps(entry | metrics) + "\n")
+            file.write(checkpoints.to_json(entry | metrics) + "\n")
         is_due = now - self._last_line_at >= (0.5 if self._is_terminal else self._seconds_between_lines)
         if not is_due and fraction_done < 1:
             return
@@ -76,16 +78,21 @@ class Progress:
             return
         spent = time.monotonic() - self._stage_begun
         self.stage_wall_s[self._stage] = self.stage_wall_s.get(self._stage, 0.0) + spent
-        if self._is_terminal and not self._is_silent:
+        if self._is_terminal:
             self._stream.write("\n")
 
     def _write(self, line: str, *, is_final: bool) -> None:
-        if self._is_silent:
-            return
         self._stream.write(f"\r\033[K{line}" if self._is_terminal else line)
         if is_final:
             self._stream.write("\n")
         self._stream.flush()
+
+
+class _Nowhere(io.StringIO):
+    """A stream that keeps nothing."""
+
+    def write(self, text: str) -> int:
+        return len(text)
 
 
 def _duration(seconds: float) -> str:

@@ -2,35 +2,76 @@
 
 Everything here rests on one linear map. With probabilities p_i of the samples (1/N where no weights are given),
 
-    ∂E[g]/∂θ = −1/(k_B T) · 1/(1 − Σ p_i²) · Σ_i p_i (g_i − ḡ) ∂U_θ(x_i)/∂θ
+    ∂E[g]/∂θ = ⟨∂g/∂θ⟩ − 1/(k_B T) · 1/(1 − Σ p_i²) · Σ_i p_i (g_i − ḡ) ∂U_θ(x_i)/∂θ
 
-which for equal weights is the paper's Equation 6, unbiased, with 1/(N − 1). Contracted with the derivative of a loss it
-is one reverse pass over one weighted sum of energies: no per-sample gradient and no Jacobian is formed.
+which for equal weights and an observable that does not know θ is the paper's Equation 6, unbiased, with 1/(N − 1).
+Contracted with the derivative of a loss (Equation 5) it is one reverse pass over one weighted sum of energies, and one
+over the observable where that knows θ: no per-sample gradient and no Jacobian is formed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
-from stablejax.covariance import Estimator, Localized, temperatures
+from stablejax import _ensemble
+from stablejax._ensemble import Ensemble, Moments, Pass, Segments, deviations
+from stablejax.collective import like
+from stablejax.reweighting import sample_energies
 from stablejax.types import Array, Bool, Float, Int
 
 
-def localized(energies_fn: Callable[..., Float[Array, " neighborhood"]]) -> Localized:
+class Localized(NamedTuple):
+    """Marks an energy function that gives one energy for each neighborhood of a sample; see `localized`."""
+
+    energies_fn: Callable[..., Float[Array, " neighborhood"]]
+    num_groups: int | None = None
+
+
+class Parametric(NamedTuple):
+    """Marks an observable that knows the parameters; see `parametric`."""
+
+    observable_fn: Callable[..., Any]
+
+
+def localized(energies_fn: Callable[..., Float[Array, " neighborhood"]], *, num_groups: int | None = None) -> Localized:
     """For the estimator: every neighborhood of every sample counts as one (Equation 8).
 
-    The observable then gives arrays with the neighborhood on axis 0, and mask and weight may be
-    [sample, neighborhood]. With one neighborhood of all atoms it is the global estimator.
+    The observable then gives arrays with the neighborhood on axis 0, and mask and weight may be [sample, neighborhood].
+    With one neighborhood of all atoms it is the global estimator. The equation takes all neighborhoods for draws from
+    one distribution, independent of each other: kinds that differ have to be separated into groups, and correlations
+    between neighborhoods are neglected.
 
     Args:
       energies_fn: `(*parameters, sample) -> U(γ)`, for each neighborhood the sum of its atom energies; see
         `neighborhood_energies`. It has to be finite for all neighborhoods of a sample of which any counts.
+      num_groups: kinds of neighborhoods, each with a mean and a covariance of its own. The transforms then take
+        `group`, [neighborhood] or [sample, neighborhood], from 0 to `num_groups` − 1, and the mean has it in front.
     """
-    return Localized(energies_fn)
+    return Localized(energies_fn, num_groups)
+
+
+def parametric(observable_fn: Callable[..., Any]) -> Parametric:
+    """For the estimator: an observable `(*parameters, sample) -> g` that depends on the parameters itself.
+
+    The derivative of its mean has ⟨∂g/∂θ⟩ beside the covariance.
+
+    >>> import jax, jax.numpy as jnp
+    >>> energy = lambda k, x: 0.5 * k * x**2
+    >>> samples = jax.random.normal(jax.random.key(0), (100_000,)) / 2  # at k = 4 and kT = 1
+    >>> mean = expectation(energy, parametric(energy), kT=1.0)  # ⟨U⟩ = kT/2, whatever k
+    >>> print(f"{mean(4.0, samples):.2f} {abs(jax.grad(mean)(4.0, samples)):.2f}")
+    0.50 0.00
+
+    Args:
+      observable_fn: takes what the energy function takes.
+    """
+    return Parametric(observable_fn)
 
 
 def neighborhood_energies(
@@ -48,18 +89,20 @@ def neighborhood_energies(
     return jnp.sum(jnp.where(member >= 0, atom_energy[member], 0), axis=1)
 
 
+EnergyFn = Callable[..., Float[Array, ""]] | Localized
+Observable = Callable[[Any], Any] | Parametric
+Temperature = float | Sequence[float] | Float[Array, "..."]
+
+
 def expectation(
-    energy_fn: Callable[..., Float[Array, ""]] | Localized,
-    observable_fn: Callable[[Any], Any],
-    *,
-    kT: float | Sequence[float],
-    chunk_size: int | None = None,
+    energy_fn: EnergyFn, observable_fn: Observable, *, kT: Temperature, chunk_size: int | None = None
 ) -> Callable[..., Any]:
     """The mean of an observable over samples of exp(−U_θ/k_B T), differentiable in the parameters of U.
 
     The value is the (weighted) sample mean, the derivative the Boltzmann estimator (Equation 6). Forward and reverse
     mode both work, under `jit`, `vmap` and `scan` too, so that `jax.grad` of any function of it does, and `jax.jacrev`
-    of it is the explicit Jacobian. Higher derivatives are not those of the mean.
+    of it is the explicit Jacobian. Second derivatives are refused. Values that energy or observable close over are
+    parameters too. kT may be traced; nothing is differentiated with respect to it.
 
     >>> import jax, jax.numpy as jnp
     >>> samples = jax.random.normal(jax.random.key(0), (100_000,)) / 2  # of ½ k x² with k = 4 and kT = 1
@@ -69,67 +112,57 @@ def expectation(
 
     Args:
       energy_fn: `(*parameters, sample) -> U`, scalar, in the unit of kT; or `localized`.
-      observable_fn: `sample -> g`, a pytree of arrays.
+      observable_fn: `sample -> g`, a pytree of arrays; or `parametric`.
       kT: k_B T of the samples; or one for each thermodynamic state, and the mean then has the state on axis 0.
-      chunk_size: samples that are looked at together; bounds the memory. None: all.
+      chunk_size: samples that are evaluated together; bounds the memory. None: all.
 
     Returns:
-      `(*parameters, samples, *, mask=None, weight=None, state=None) -> mean of g`. `samples` is a pytree with the
-      sample on axis 0 of every leaf, and constant. `mask` [sample]: what is False counts as nothing, neither in the
-      mean nor in N, and may be NaN. `weight` [sample]: not negative, on any scale. `state` [sample]: index into `kT`.
-      The derivative is NaN where fewer than 2 samples of a state count.
+      `(*parameters, samples, *, mask=None, weight=None, state=None, group=None) -> mean of g`. `samples` is a pytree
+      with the sample on axis 0 of every leaf, and constant. `mask` [sample], boolean: what is False counts as nothing,
+      neither in the mean nor in N, and may be NaN. `weight` [sample]: not negative, on any scale. `state` [sample]:
+      index into `kT`. `group`: see `localized`. The derivative is NaN where fewer than 2 samples of a state count.
 
     Raises:
       ValueError: kT is not positive; fewer than 2 samples; samples, mask, weight or state do not fit each other; the
-        energy is not scalar; parameters are complex.
+        energy is not scalar; parameters are complex; a second derivative is asked for.
     """
-    estimator = Estimator("expectation", energy_fn, observable_fn, temperatures("expectation", kT), chunk_size)
+    _ensemble.checked_temperatures("expectation", kT)
+    made = _Estimator("expectation", energy_fn, observable_fn, kT, chunk_size)
 
-    @jax.custom_jvp
-    def mean(parameters, samples, ensemble, moments):
-        del parameters, samples, ensemble
-        return moments.mean
-
-    @mean.defjvp
-    def mean_jvp(primals, tangents):
-        parameters, samples, ensemble, moments = primals
-
-        # Linear in the tangent, so JAX transposes it into one reverse pass, of which a chunk is kept at a time.
-        @jax.checkpoint
-        def weighted_energies(parameters, samples, ensemble):
-            energies = estimator.energies(parameters, samples)
-            coefficients = estimator.coefficients(samples, ensemble, moments)
-            return jax.tree.map(lambda c: estimator.by_state(ensemble, energies, c), coefficients)
-
-        def total(parameters):
-            return estimator.sum(lambda *chunk: weighted_energies(parameters, *chunk), samples, ensemble)
-
-        return moments.mean, jax.jvp(total, (parameters,), (tangents[0],))[1]
-
-    def expectation_fn(*parameters_and_samples, mask=None, weight=None, state=None):
+    def expectation_fn(*parameters_and_samples, mask=None, weight=None, state=None, group=None):
         parameters, samples = parameters_and_samples[:-1], parameters_and_samples[-1]
-        samples, ensemble = estimator.prepare(parameters, samples, mask, weight, state)
-        return estimator.shown(mean(parameters, samples, ensemble, estimator.moments(samples, ensemble)))
+        samples, _ = _ensemble.checked_samples("expectation", samples, is_shared=False)
+        estimator, closed_over = made.with_closures(parameters, samples)
+        parameters = (*parameters, *closed_over)
+        samples, ensemble = estimator.prepare(parameters, samples, mask, weight, state, group)
+        return estimator.segments.shown(_differentiable_mean(estimator)(parameters, samples, ensemble))
 
     return expectation_fn
 
 
 def boltzmann_value_and_grad(
     loss_fn: Callable[[Any], Any],
-    energy_fn: Callable[..., Float[Array, ""]] | Localized,
-    observable_fn: Callable[[Any], Any],
+    energy_fn: EnergyFn,
+    observable_fn: Observable,
     *,
-    kT: float | Sequence[float],
+    kT: Temperature,
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
     chunk_size: int | None = None,
     axis_name: str | None = None,
     excludes_non_finite: bool = False,
+    crosses_halves: bool = False,
 ) -> Callable[..., tuple[Any, Any]]:
-    """Value and gradient of a loss of ensemble averages, as `jax.value_and_grad` would give them.
+    """Value and gradient of a loss of ensemble averages; follows the calling convention of `jax.value_and_grad`.
 
     The chain rule of Equation 5 with the estimator of Equation 6, contracted before anything is formed: the gradient of
     `loss_fn(expectation(...)(*parameters, samples))`, accumulated over chunks of samples.
+
+    The Jacobian is unbiased, its product with the slope of the loss is not, since both come from the same samples: for
+    a squared residual it is off by their covariance, of order 1/N. With `crosses_halves` the slope comes from one half
+    of the samples and the Jacobian from the other, averaged over both assignments: unbiased for a loss of squares, at
+    about the same spread. It is not the default because the paper's is the plain one, and because halves have to be
+    independent of each other.
 
     >>> import jax, jax.numpy as jnp
     >>> samples = jax.random.normal(jax.random.key(0), (100_000,)) / 2
@@ -141,48 +174,46 @@ def boltzmann_value_and_grad(
     Args:
       loss_fn: mean observable -> scalar; or `(scalar, auxiliary data)`, see `has_aux`.
       energy_fn: `(*parameters, sample) -> U`, scalar, in the unit of kT; or `localized`.
-      observable_fn: `sample -> g`, a pytree of arrays. It is evaluated twice for each sample.
+      observable_fn: `sample -> g`, a pytree of arrays, evaluated twice for each sample; or `parametric`.
       kT: see `expectation`.
       argnums: which parameters to differentiate.
       has_aux: `loss_fn` gives a pair, of which the first is differentiated.
       chunk_size: samples that are differentiated together; bounds the memory. None: all.
       axis_name: mapped axis over which samples are shared; mean, N and gradient are then those of all of them.
       excludes_non_finite: samples whose energy is not finite count as nothing, for one more pass over the energies.
+      crosses_halves: see above. Halves are the first and the second of all samples, or what `half` says.
 
     Returns:
-      `(*parameters, samples, *, mask=None, weight=None, state=None) -> (value, gradient)`; see `expectation`. Where the
-      energy of a sample that counts is not finite, the gradient is NaN under `jit`.
+      `(*parameters, samples, *, mask=None, weight=None, state=None, group=None, half=None) -> (value, gradient)`; see
+      `expectation`. `half` [sample], 0 or 1. Where the energy of a sample that counts is not finite, the gradient is
+      NaN under `jit`.
 
     Raises:
       ValueError: as `expectation`; parameters in `argnums` are not floating-point; the energy of a sample that counts
         is not finite (outside of `jit`, where its index is named).
     """
     name = "boltzmann_value_and_grad"
-    estimator = Estimator(name, energy_fn, observable_fn, temperatures(name, kT), chunk_size, axis_name)
+    _ensemble.checked_temperatures(name, kT)
+    made = _Estimator(name, energy_fn, observable_fn, kT, chunk_size, axis_name, num_halves=1 + crosses_halves)
 
-    def value_and_grad(*parameters_and_samples, mask=None, weight=None, state=None):
+    def value_and_grad(
+        *parameters_and_samples, mask=None, weight=None, state=None, group=None, half=None
+    ) -> tuple[Any, Any]:
         parameters, samples = parameters_and_samples[:-1], parameters_and_samples[-1]
-        estimator.check_differentiable(parameters, argnums)
-        samples, ensemble = estimator.prepare(parameters, samples, mask, weight, state)
+        _ensemble.checked_differentiable(name, parameters, argnums)
+        parameters = _only_once(parameters)
+        samples, ensemble = made.prepare(parameters, samples, mask, weight, state, group, half)
         if excludes_non_finite:
-            samples, ensemble = estimator.without_non_finite(parameters, samples, ensemble)
-        moments = estimator.moments(samples, ensemble)
-        value, cotangent = jax.value_and_grad(loss_fn, has_aux=has_aux)(estimator.shown(moments.mean))
-        cotangent = estimator.with_states(cotangent)
+            samples, ensemble = made.without_non_finite(parameters, samples, ensemble)
+        moments = made.moments(parameters, samples, ensemble)
+        value, cotangent = made.slope(loss_fn, moments, has_aux=has_aux)
 
         def weighted_gradient(samples, ensemble):
-            coefficients = estimator.coefficients(samples, ensemble, moments)
-            weight = estimator.contract(ensemble, coefficients, cotangent)
+            return made.weighted_gradient(parameters, argnums, samples, ensemble, moments, cotangent)
 
-            def weighted_energy(*parameters):
-                energies = estimator.energies(parameters, samples)
-                return jnp.sum(weight * energies), jnp.all(jnp.isfinite(energies))
-
-            gradient, is_finite = jax.grad(weighted_energy, argnums=argnums, has_aux=True)(*parameters)
-            return gradient, jnp.sum(~is_finite)
-
-        gradient, num_broken = estimator.total(estimator.sum(weighted_gradient, samples, ensemble))
-        estimator.check_finite(num_broken, parameters, samples)
+        sums = made.sum.over_chunks(weighted_gradient, samples, ensemble)
+        gradient, num_broken = made.sum.over_devices(sums)
+        made.check_finite(num_broken, parameters, samples)
         return value, jax.tree.map(lambda leaf: jnp.where(num_broken > 0, jnp.nan, leaf), gradient)
 
     return value_and_grad
@@ -190,8 +221,8 @@ def boltzmann_value_and_grad(
 
 def boltzmann_grad(
     loss_fn: Callable[[Any], Any],
-    energy_fn: Callable[..., Float[Array, ""]] | Localized,
-    observable_fn: Callable[[Any], Any],
+    energy_fn: EnergyFn,
+    observable_fn: Observable,
     *,
     has_aux: bool = False,
     **options,
@@ -207,8 +238,253 @@ def boltzmann_grad(
     """
     value_and_grad = boltzmann_value_and_grad(loss_fn, energy_fn, observable_fn, has_aux=has_aux, **options)
 
-    def grad(*parameters_and_samples, mask=None, weight=None, state=None):
-        value, gradient = value_and_grad(*parameters_and_samples, mask=mask, weight=weight, state=state)
+    def grad(*parameters_and_samples, **counts):
+        value, gradient = value_and_grad(*parameters_and_samples, **counts)
         return (gradient, value[1]) if has_aux else gradient
 
     return grad
+
+
+def _differentiable_mean(estimator: _Estimator) -> Callable[..., Any]:
+    """`(parameters, samples, ensemble) -> mean [segment, ...]` with the estimator as its derivative."""
+
+    @jax.custom_jvp
+    def mean(parameters, samples, ensemble, moments):
+        del parameters, samples, ensemble
+        return moments.mean
+
+    @mean.defjvp
+    def mean_jvp(primals, tangents):
+        parameters, samples, ensemble, moments = primals
+
+        # Linear in the tangent, so JAX transposes it into one reverse pass, of which a chunk is kept at a time.
+        @jax.checkpoint
+        def terms(parameters, samples, ensemble):
+            return estimator.terms(parameters, samples, ensemble, moments)
+
+        def total(parameters):
+            return estimator.sum.over_chunks(lambda *chunk: terms(parameters, *chunk), samples, ensemble)
+
+        return moments.mean, jax.jvp(total, (_only_once(parameters),), (tangents[0],))[1]
+
+    def with_moments(parameters, samples, ensemble):
+        moments = estimator.moments(lax.stop_gradient(parameters), samples, ensemble)
+        return mean(parameters, samples, ensemble, moments)
+
+    return with_moments
+
+
+@jax.custom_jvp
+def _only_once(parameters: Any) -> Any:
+    """The identity, of which no derivative can be taken: that of the estimator would silently miss terms."""
+    return parameters
+
+
+@_only_once.defjvp
+def _only_once_jvp(*_):
+    raise ValueError(
+        "`boltzmann`: expected first derivatives only, got a derivative of the estimator: covariances change with the "
+        "parameters too, by third moments that are not estimated here."
+    )
+
+
+class _Estimator(NamedTuple):
+    """Equations 6 and 8 for one energy and observable. Observables inside have [sample, neighborhood] in front."""
+
+    name: str
+    energy_fn: EnergyFn
+    observable_fn: Observable
+    kT: Any
+    chunk_size: int | None
+    axis_name: str | None = None
+    num_halves: int = 1
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.energy_fn, Localized)
+
+    @property
+    def segments(self) -> Segments:
+        kT, has_states = _ensemble.checked_temperatures(self.name, self.kT)
+        groups = self.energy_fn.num_groups if isinstance(self.energy_fn, Localized) else None
+        return Segments(len(kT), groups or 1, has_states, groups is not None, self.num_halves)
+
+    @property
+    def sum(self) -> Pass:
+        return Pass(self.segments.total, self.chunk_size, self.axis_name)
+
+    def energies(self, parameters, samples):
+        return self._by_neighborhood(jax.vmap(lambda sample: self._energy(*parameters, sample))(samples))
+
+    def observables(self, parameters, samples):
+        return self._by_neighborhood(jax.vmap(lambda sample: self._observable(*parameters, sample))(samples))
+
+    def moments(self, parameters, samples, ensemble) -> Moments:
+        return self.sum.moments(lambda some: self.observables(parameters, some), samples, ensemble)
+
+    def coefficients(self, parameters, samples, ensemble: Ensemble, moments: Moments):
+        """−1/(k_B T) · 1/(1 − Σ p²) · p_i (g_i − ḡ) for every sample and neighborhood."""
+        kT, _ = _ensemble.checked_temperatures(self.name, self.kT)
+        kT = jnp.repeat(jnp.asarray(kT, moments.weight.dtype), self.segments.total // len(kT))
+        scale = -1 / (kT * moments.correction * moments.weight)
+        weight = ensemble.weight * scale[ensemble.segment]
+
+        def one(deviation, residual):
+            # A sum of weights that is not 0 would multiply the mean of ∂U/∂θ, far larger than its covariance.
+            return lax.stop_gradient(like(weight, deviation) * (deviation - residual[ensemble.segment]))
+
+        found = deviations(self.observables(parameters, samples), ensemble, moments.mean)
+        return jax.tree.map(one, found, moments.residual)
+
+    def terms(self, parameters, samples, ensemble: Ensemble, moments: Moments):
+        """Sums over each segment whose derivative in the parameters is that of the mean."""
+        coefficients = self.coefficients(lax.stop_gradient(parameters), samples, ensemble, moments)
+        energies = self.energies(parameters, samples)
+        by_segment = self.sum.by_segment
+        terms = jax.tree.map(lambda c: by_segment(ensemble, energies, c), coefficients)
+        if not isinstance(self.observable_fn, Parametric):
+            return terms
+        share = lax.stop_gradient(self._share(ensemble, moments))
+        own = jax.tree.map(
+            lambda g: by_segment(ensemble, share, jnp.where(like(share > 0, g), g, 0)),
+            self.observables(parameters, samples),
+        )
+        return jax.tree.map(jnp.add, terms, own)
+
+    def slope(self, loss_fn, moments: Moments, *, has_aux: bool):
+        """Value of the loss, and its derivative with respect to the mean of each segment."""
+        value_and_grad = jax.value_and_grad(lambda mean: loss_fn(self.segments.shown(mean)), has_aux=has_aux)
+        if self.num_halves == 1:
+            return value_and_grad(moments.mean)
+        apart = lambda leaf: leaf.reshape(-1, 2, *leaf.shape[1:])  # noqa: E731
+        weight = apart(moments.weight)
+        share = weight / jnp.sum(weight, axis=1, keepdims=True)
+        whole = jax.tree.map(lambda m: jnp.sum(like(share, apart(m)) * apart(m), axis=1), moments.mean)
+        value, _ = value_and_grad(whole)
+        first, second = (
+            value_and_grad(jax.tree.map(lambda m, half=half: apart(m)[:, half], moments.mean))[1] for half in (0, 1)
+        )
+        # The slope at the one half goes with the covariance of the other, and counts half.
+        crossed = jax.tree.map(lambda a, b: 0.5 * jnp.stack([b, a], axis=1), first, second)
+        return value, jax.tree.map(lambda v: v.reshape(-1, *v.shape[2:]), crossed)
+
+    def weighted_gradient(self, parameters, argnums, samples, ensemble: Ensemble, moments: Moments, cotangent):
+        """Gradient of Σ_i (v · c_i) U_θ(x_i), and how many samples have an energy that is not finite."""
+        coefficients = self.coefficients(parameters, samples, ensemble, moments)
+        weight = _contract(ensemble, coefficients, cotangent)
+        share = self._share(ensemble, moments)
+
+        def weighted_sum(*parameters):
+            energies = self.energies(parameters, samples)
+            total = jnp.sum(weight * energies)
+            if isinstance(self.observable_fn, Parametric):
+                own = jax.tree.map(
+                    lambda g: jnp.where(like(share > 0, g), like(share, g) * g, 0),
+                    self.observables(parameters, samples),
+                )
+                total += jnp.sum(_contract(ensemble, own, cotangent))
+            return total, jnp.all(jnp.isfinite(energies))
+
+        gradient, is_finite = jax.grad(weighted_sum, argnums=argnums, has_aux=True)(*parameters)
+        return gradient, jnp.sum(~is_finite)
+
+    def prepare(self, parameters, samples, mask, weight, state, group, half=None) -> tuple[Any, Ensemble]:
+        """Samples as constants, and how they count."""
+        samples, num_samples = _ensemble.checked_samples(self.name, samples, is_shared=self.axis_name is not None)
+        sample = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), samples)
+        given = (*parameters, sample)
+        num_neighborhoods = _ensemble.checked_shapes(
+            self.name, self._energy, self._observable, given, is_local=self.is_local
+        )
+        counts = _ensemble.checked_counts(self.name, mask, weight, (num_samples, num_neighborhoods))
+        segments, shape = self.segments, (num_samples,)
+        state = _ensemble.checked_index(
+            self.name, "state", state, segments.num_states if segments.has_states else None, (shape,)
+        )
+        if group is not None and jnp.ndim(group) == 1:
+            group = jnp.broadcast_to(jnp.asarray(group), (num_samples, num_neighborhoods))
+        group = _ensemble.checked_index(
+            self.name,
+            "group",
+            group,
+            segments.num_groups if segments.has_groups else None,
+            ((num_samples, num_neighborhoods),),
+        )
+        if self.num_halves == 2 and half is None:
+            position, total = _ensemble.global_index(num_samples, self.axis_name)
+            half = (2 * position >= total).astype(jnp.int32)
+        half = _ensemble.checked_index(self.name, "half", half, 2 if self.num_halves == 2 else None, (shape,))
+        ensemble = Ensemble(counts, segments.number(state, group, half))
+        return (samples if mask is None and weight is None else _ensemble.stand_in(samples, counts)), ensemble
+
+    def with_closures(self, parameters, samples) -> tuple[_Estimator, list]:
+        """The estimator with values that its functions close over as further parameters, and these values."""
+        sample = jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], samples)
+        energy, energy_values = jax.closure_convert(self._energy, *parameters, sample)
+        observable, values = jax.closure_convert(self._observable, *parameters, sample)
+        if not energy_values and not values:
+            return self, []
+        num, num_energy = len(parameters), len(energy_values)
+
+        def split(given):
+            *given, sample = given
+            return given[:num], given[num : num + num_energy], given[num + num_energy :], sample
+
+        def energy_fn(*given):
+            own, closed_over, _, sample = split(given)
+            return energy(*own, sample, *closed_over)
+
+        def observable_fn(*given):
+            own, _, closed_over, sample = split(given)
+            return observable(*own, sample, *closed_over)
+
+        marked = self.energy_fn._replace(energies_fn=energy_fn) if isinstance(self.energy_fn, Localized) else energy_fn
+        return self._replace(energy_fn=marked, observable_fn=Parametric(observable_fn)), [*energy_values, *values]
+
+    def without_non_finite(self, parameters, samples, ensemble: Ensemble) -> tuple[Any, Ensemble]:
+        """Samples and ensemble in which those whose energy is not finite do not count."""
+        is_finite = jnp.all(jnp.isfinite(self._all_energies(parameters, samples)), axis=1, keepdims=True)
+        weight = jnp.where(is_finite, ensemble.weight, 0)
+        return _ensemble.stand_in(samples, weight), ensemble._replace(weight=weight)
+
+    def check_finite(self, num_broken, parameters, samples) -> None:
+        """Name the samples whose energy is not finite, where arrays are concrete."""
+        if not _ensemble.is_concrete(num_broken) or num_broken == 0:
+            return
+        is_broken = ~jnp.isfinite(self._all_energies(parameters, samples))
+        indices = np.flatnonzero(np.asarray(is_broken).any(axis=1))
+        raise ValueError(
+            f"`{self.name}`: the energies of {len(indices)} samples are not finite, the first of them "
+            f"{', '.join(map(str, indices[:5]))}: leave them out by `mask`, or set `excludes_non_finite`."
+        )
+
+    def _energy(self, *parameters_and_sample):
+        """Of one sample, `(*parameters, sample)`: a scalar, or [neighborhood]."""
+        fn = self.energy_fn.energies_fn if isinstance(self.energy_fn, Localized) else self.energy_fn
+        return fn(*parameters_and_sample)
+
+    def _observable(self, *parameters_and_sample):
+        """Of one sample, `(*parameters, sample)`."""
+        if isinstance(self.observable_fn, Parametric):
+            return self.observable_fn.observable_fn(*parameters_and_sample)
+        return self.observable_fn(parameters_and_sample[-1])
+
+    def _share(self, ensemble: Ensemble, moments: Moments) -> Float[Array, "sample neighborhood"]:
+        """p_i within the segment."""
+        return ensemble.weight / moments.weight[ensemble.segment]
+
+    def _all_energies(self, parameters, samples):
+        energies = sample_energies(self._energy, chunk_size=self.chunk_size)(*parameters, samples)
+        return self._by_neighborhood(energies)
+
+    def _by_neighborhood(self, values):
+        return values if self.is_local else jax.tree.map(lambda leaf: leaf[:, None], values)
+
+
+def _contract(ensemble: Ensemble, coefficients: Any, cotangent: Any) -> Float[Array, "sample neighborhood"]:
+    """Σ over the observable of v · c."""
+
+    def one(c, v):
+        return jnp.sum((c * v[ensemble.segment]).reshape(*c.shape[:2], -1), axis=-1)
+
+    return sum(jax.tree.leaves(jax.tree.map(one, coefficients, cotangent)), jnp.zeros(()))

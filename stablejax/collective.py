@@ -68,5 +68,10 @@ def _exact_product(a, b):
 
 
 def like(factor, array):
-    """`factor` with axes of length 1 behind, to go with `array`."""
+    """`factor` with axes of length 1 behind, to go with `array`.
+
+    Args:
+      factor: of fewer axes.
+      array: whose axes it is given.
+    """
     return factor.reshape(factor.shape + (1,) * (array.ndim - factor.ndim))

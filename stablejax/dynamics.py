@@ -1,7 +1,7 @@
 """NVT dynamics of one replica, and a run of its steps that stops at the first violation.
 
-The integrators are jax-md's, with two things put right: the Nosé–Hoover chain counts the degrees of freedom that are
-free to move, and initial momenta are Maxwell–Boltzmann for every element.
+The integrators are jax-md's, with two corrections: the Nosé–Hoover chain counts the degrees of freedom that are free to
+move, and initial momenta are Maxwell–Boltzmann for every element.
 """
 
 from __future__ import annotations
@@ -15,37 +15,40 @@ import jax.numpy as jnp
 from jax import lax
 from jax_md import simulate, space
 
-from stablejax.geometry import NeighborList, NeighborLists
-from stablejax.types import Array, Bool, Criterion, Float, Frame, Int, Key, Position, running
+from stablejax.neighbors import NeighborList
+from stablejax.potential import Potential
+from stablejax.types import Array, Bool, Criterion, Float, Frame, Int, Key, Position, stateful
 
 _, _SHIFT_FREE = space.free()
+Energy = float | Float[Array, ""]
+Time = float | Float[Array, ""]
 
 
 class Integrator(NamedTuple):
-    """`init(key, prepared, position) -> md_state` and `step(prepared, md_state) -> md_state`.
+    """`init(key, position, prepared, listed) -> md` and `step(md, prepared, listed) -> md`, a jax-md state each.
 
-    With `lists`, those of the potential's form, both are given `(prepared, neighbor list)`; see
-    `potential.listed_form`.
+    `prepared` is what `potential.prepare` gave; `listed` one of `potential.lists`, None where there are none.
     """
 
-    init: Callable[[Key, Any, Position], Any]
-    step: Callable[[Any, Any], Any]
-    lists: NeighborLists | None = None
+    potential: Potential
+    init: Callable[[Key, Position, Any, NeighborList | None], Any]
+    step: Callable[[Any, Any, NeighborList | None], Any]
+    constrained_dof: int  # degrees of freedom that do not move, of 3N
 
 
 class Replica(NamedTuple):
     """One replica. A frozen one keeps the state and the step at which it was stopped."""
 
     md: Any  # jax-md state
-    step: Int[Array, ""]  # steps taken; the first-passage step once frozen
-    violation: Float[Array, ""]  # largest value of the criterion since the start: unstable above 0
-    is_frozen: Bool[Array, ""]  # stopped: by the criterion, or before a state that was not finite
-    is_finite: Bool[Array, ""]  # False: quarantined, `md` is the last finite state
-    is_overfull: Bool[Array, ""]  # True: waits, its neighbor list has too few places for the next step
-    memory: Any  # of the criterion
+    step: Int[Array, "*replica"]  # steps taken; the first-passage step once frozen
+    violation: Float[Array, "*replica"]  # largest value of the criterion since the start: unstable above 0
+    is_frozen: Bool[Array, "*replica"]  # stopped: by the criterion, or before a state that was not finite
+    is_finite: Bool[Array, "*replica"]  # False: quarantined, `md` is the last finite state
+    did_overflow: Bool[Array, "*replica"]  # True: paused, its neighbor list lacks the capacity for the next step
+    criterion: Any  # state of the criterion
 
     @property
-    def is_unstable(self) -> Bool[Array, ""]:
+    def is_unstable(self) -> Bool[Array, "*replica"]:
         """True once the criterion was violated or the dynamics left the finite numbers."""
         return (self.violation > 0) | ~self.is_finite
 
@@ -53,12 +56,12 @@ class Replica(NamedTuple):
 class Trajectory(NamedTuple):
     """Decimated frames of one replica."""
 
-    frame: Frame  # leaves [frame, atom, 3]
-    is_valid: Bool[Array, " frame"]  # False where the replica was frozen before the frame
+    frame: Frame  # leaves [frame, ...]
+    is_valid: Bool[Array, "*replica frame"]  # False where the replica was frozen before the frame
 
 
 def maxwell_boltzmann(
-    key: Key, mass: Float[Array, " atom"], *, kT: float, position: Position | None = None
+    key: Key, mass: Float[Array, " atom"], *, kT: Energy, position: Position | None = None
 ) -> Float[Array, "atom 3"]:
     """Maxwell–Boltzmann velocities with the center of mass at rest, and no rotation if `position` is given.
 
@@ -80,80 +83,75 @@ def maxwell_boltzmann(
 
 
 def langevin(
-    energy_fn: Callable[[Any, Position], Float[Array, ""]],
-    mass: Float[Array, " atom"],
-    *,
-    kT: float,
-    timestep: float,
-    friction: float,
-    lists: NeighborLists | None = None,
+    potential: Potential, mass: Float[Array, " atom"], *, kT: Energy, timestep: Time, friction: Time
 ) -> Integrator:
     """Langevin dynamics by jax-md's BAOAB splitting: all 3N degrees of freedom are thermal.
 
     Args:
-      energy_fn: `(prepared, position) -> eV`.
+      potential: the form that is run.
       mass: amu.
-      kT: eV.
+      kT: eV; may be traced.
       timestep: internal unit of time.
-      friction: rate at which velocities forget, per internal unit of time.
-      lists: of the form whose energy is given, where it has any.
-    """
-    mass = jnp.asarray(mass)
-    init_fn, step_fn = simulate.nvt_langevin(_force_fn(energy_fn), _SHIFT_FREE, dt=timestep, kT=kT, gamma=friction)
+      friction: friction coefficient γ, per internal unit of time.
 
-    def init(key, prepared, position):
+    Raises:
+      ValueError: masses of another number of atoms; kT, timestep or friction are not positive.
+    """
+    mass = _checked("langevin", potential, mass, kT=kT, timestep=timestep, friction=friction)
+    init_fn, step_fn = simulate.nvt_langevin(_force_fn(potential), _SHIFT_FREE, dt=timestep, kT=kT, gamma=friction)
+
+    def init(key, position, prepared, listed):
         velocity_key, thermostat_key = jax.random.split(key)
         # The center of mass moves as freely as the rest: its velocity is thermal too.
         drift = jnp.sqrt(kT / jnp.sum(mass)) * jax.random.normal(jax.random.fold_in(velocity_key, 1), (3,), mass.dtype)
         velocity = maxwell_boltzmann(velocity_key, mass, kT=kT) + drift
         momenta = (mass[:, None] * velocity).astype(position.dtype)
-        return init_fn(thermostat_key, position, mass=mass, momenta=momenta, prepared=prepared)
+        return init_fn(thermostat_key, position, mass=mass, momenta=momenta, prepared=prepared, listed=listed)
 
-    return Integrator(init, lambda prepared, state: step_fn(state, prepared=prepared), lists)
+    step = lambda md, prepared, listed: step_fn(md, prepared=prepared, listed=listed)  # noqa: E731
+    return Integrator(potential, init, step, constrained_dof=0)
 
 
 def nose_hoover(
-    energy_fn: Callable[[Any, Position], Float[Array, ""]],
+    potential: Potential,
     mass: Float[Array, " atom"],
     *,
-    kT: float,
-    timestep: float,
-    damping_time: float,
+    kT: Energy,
+    timestep: Time,
+    damping_time: Time,
     chain_length: int = 3,
     chain_steps: int = 1,
     suzuki_yoshida_steps: int = 1,
-    num_removed: int = 6,
-    lists: NeighborLists | None = None,
 ) -> Integrator:
-    """Nosé–Hoover chain: 3N − 6 thermal degrees of freedom of a molecule at rest and without rotation, or 3N − 3.
+    """Nosé–Hoover chain: 3N − 6 thermal degrees of freedom of a molecule at rest without rotation, 3N − 3 in a cell.
 
     The chain conserves the directions of momentum and, in open boundaries, angular momentum, so these are set to 0 and
     not counted. One chain over stiff modes that hardly exchange energy, as in flexible water, warms them slowly.
 
     Args:
-      energy_fn: `(prepared, position) -> eV`.
+      potential: the form that is run.
       mass: amu.
-      kT: eV.
+      kT: eV; may be traced.
       timestep: internal unit of time.
       damping_time: period of the thermostat τ, internal unit of time.
-      chain_length: thermostats in the chain.
+      chain_length: thermostats in the chain, at least 2.
       chain_steps: substeps of the chain in a step.
       suzuki_yoshida_steps: 1, 3, 5 or 7.
-      num_removed: 6 in open boundaries; 3 in a periodic cell, where angular momentum is not conserved.
-      lists: of the form whose energy is given, where it has any.
 
     Raises:
-      ValueError: fewer than 3 atoms (3N − 6 would not be positive); `num_removed` is neither 3 nor 6.
+      ValueError: fewer than 3 atoms (3N − 6 would not be positive); masses of another number of atoms; kT, timestep or
+        damping time are not positive; a chain of one thermostat, which jax-md integrates wrongly.
     """
-    mass = jnp.asarray(mass)
+    mass = _checked("nose_hoover", potential, mass, kT=kT, timestep=timestep, damping_time=damping_time)
     if len(mass) < 3:
         raise ValueError(
             f"`nose_hoover`: needs at least 3 atoms for 3N - 6 degrees of freedom, got {len(mass)}: use `langevin`."
         )
-    if num_removed not in (3, 6):
-        raise ValueError(f"`nose_hoover`: `num_removed` is 6 in open boundaries, 3 in a cell, got {num_removed}.")
+    if chain_length < 2:
+        raise ValueError(f"`nose_hoover`: `chain_length` must be at least 2, got {chain_length}: use 3, or `langevin`.")
+    constrained_dof = 3 if potential.space.is_periodic else 6
     init_fn, step_fn = simulate.nvt_nose_hoover(
-        _force_fn(energy_fn),
+        _force_fn(potential),
         _SHIFT_FREE,
         dt=timestep,
         kT=kT,
@@ -163,63 +161,85 @@ def nose_hoover(
         tau=damping_time,
     )
 
-    def init(key, prepared, position):
-        velocity = maxwell_boltzmann(key, mass, kT=kT, position=position if num_removed == 6 else None)
+    def init(key, position, prepared, listed):
+        velocity = maxwell_boltzmann(key, mass, kT=kT, position=position if constrained_dof == 6 else None)
         momenta = (mass[:, None] * velocity).astype(position.dtype)
-        state = init_fn(key, position, mass=mass, momenta=momenta, prepared=prepared)
-        return state.set(chain=state.chain.set(degrees_of_freedom=3 * len(mass) - num_removed))
+        md = init_fn(key, position, mass=mass, momenta=momenta, prepared=prepared, listed=listed)
+        return md.set(chain=md.chain.set(degrees_of_freedom=3 * len(mass) - constrained_dof))
 
-    return Integrator(init, lambda prepared, state: step_fn(state, prepared=prepared), lists)
+    step = lambda md, prepared, listed: step_fn(md, prepared=prepared, listed=listed)  # noqa: E731
+    return Integrator(potential, init, step, constrained_dof)
 
 
-def kinetic_temperature(velocity: Float[Array, "*batch atom 3"], mass: Float[Array, " atom"], *, num_removed: int):
-    """k_B T from the kinetic energy over 3N − `num_removed` degrees of freedom, eV."""
+def kinetic_temperature(
+    velocity: Float[Array, "*batch atom 3"], mass: Float[Array, " atom"], *, constrained_dof: int
+) -> Float[Array, "*batch"]:
+    """k_B T from the kinetic energy over 3N − `constrained_dof` degrees of freedom, eV.
+
+    Args:
+      velocity: Å per internal unit of time.
+      mass: amu.
+      constrained_dof: degrees of freedom that do not move; see `Integrator`.
+    """
     kinetic = 0.5 * jnp.sum(mass[:, None] * velocity * velocity, axis=(-1, -2))
-    return 2 * kinetic / (3 * len(mass) - num_removed)
+    return 2 * kinetic / (3 * len(mass) - constrained_dof)
 
 
 def init_replica(
-    integrator: Integrator, key: Key, prepared: Any, position: Position, criterion: Criterion | None = None
+    integrator: Integrator, key: Key, position: Position, prepared: Any, criterion: Criterion | None = None
 ) -> Replica:
     """A replica at `position` with velocities drawn from `key`, at step 0.
 
-    A criterion that remembers has to be given; where the neighbor list has too few places `is_overfull` is set.
+    Where the neighbor list lacks capacity `did_overflow` is set, and forces are made anew once it has enough.
+
+    Args:
+      integrator: see `langevin` and `nose_hoover`.
+      key: PRNG key.
+      position: Å.
+      prepared: what `integrator.potential.prepare` gave.
+      criterion: one with a state has to be given.
     """
-    listed = _find(integrator, position)
-    md = integrator.init(key, _given(integrator, prepared, listed), position)
-    is_overfull = jnp.bool(False) if listed is None else listed.is_overfull
-    return _unfrozen(md, jnp.int32(0), criterion)._replace(is_overfull=is_overfull)
+    listed = _listed(integrator, position)
+    md = integrator.init(key, position, prepared, listed)
+    did_overflow = jnp.bool(False) if listed is None else listed.did_overflow
+    return _unfrozen(md, jnp.int32(0), criterion)._replace(did_overflow=did_overflow)
 
 
 def restart(replica: Replica, criterion: Criterion | None = None) -> Replica:
-    """The replica, free to move and with its record of violations cleared. Its step is kept."""
+    """The replica, free to move and with its record of violations cleared. Its step is kept.
+
+    Args:
+      replica: frozen or not.
+      criterion: one with a state has to be given; it starts from this frame.
+    """
     return _unfrozen(replica.md, replica.step, criterion)
 
 
-def _unfrozen(md, step, criterion) -> Replica:
+def _unfrozen(md, step, criterion: Criterion | None) -> Replica:
     return Replica(
         md=md,
         step=step,
         violation=jnp.full(step.shape, -jnp.inf, md.position.dtype),
         is_frozen=jnp.zeros(step.shape, bool),
         is_finite=jnp.ones(step.shape, bool),
-        is_overfull=jnp.zeros(step.shape, bool),
-        memory=() if criterion is None else running(criterion).init(),
+        did_overflow=jnp.zeros(step.shape, bool),
+        criterion=() if criterion is None else stateful(criterion).init(frame_of(md)),
     )
 
 
-def _find(integrator: Integrator, position: Position) -> NeighborList | None:
-    return None if integrator.lists is None else integrator.lists.find(position)
+def _listed(integrator: Integrator, position: Position) -> NeighborList | None:
+    lists = integrator.potential.lists
+    return None if lists is None else lists.init(position)
 
 
-def _given(integrator: Integrator, prepared, listed: NeighborList | None):
-    """What the energy function takes before the position."""
-    return prepared if integrator.lists is None else (prepared, listed)
+def frame_of(md: Any, energy: Float[Array, ""] | None = None) -> Frame:
+    """Position, velocity and force of a jax-md state, and the energy if it is given.
 
-
-def frame_of(replica: Replica) -> Frame:
-    """Position and velocity of a replica."""
-    return Frame(replica.md.position, replica.md.velocity)
+    Args:
+      md: of one replica, or of several on axis 0.
+      energy: eV.
+    """
+    return Frame(md.position, md.velocity, md.force, energy)
 
 
 def advance(
@@ -233,12 +253,21 @@ def advance(
 ) -> Replica:
     """Steps up to `until_step`, or up to and including the first step at which the criterion exceeds `freeze_above`.
 
-    The criterion is looked at after every step. A step to a non-finite state is not taken: the replica keeps the state
-    before it and is marked. Neither is one for which the neighbor list has too few places: the replica waits, and goes
-    on from there when it is given to an integrator with more. Frozen replicas cost nothing where replicas run one after
-    the other.
+    The criterion is evaluated after every step. A step to a non-finite state is not taken: the replica keeps the state
+    before it and is marked. Neither is one for which the neighbor list lacks capacity: the replica is paused, and
+    resumes from there when it is given to an integrator with more. Frozen replicas cost nothing where replicas run one
+    after the other.
+
+    Args:
+      integrator: see `langevin` and `nose_hoover`.
+      criterion: unstable above 0.
+      prepared: what `integrator.potential.prepare` gave.
+      replica: from `init_replica`.
+      until_step: count of steps since the start.
+      freeze_above: in the criterion's unit.
     """
-    return _advance(integrator, criterion, prepared, _begin(integrator, replica), until_step, freeze_above).replica
+    carry = _begin(integrator, prepared, replica)
+    return _advance(integrator, criterion, prepared, carry, until_step, freeze_above).replica
 
 
 class _Carry(NamedTuple):
@@ -249,43 +278,61 @@ class _Carry(NamedTuple):
     is_stale: Bool[Array, ""]  # the step was more than the list covers, and is taken again with a new one
 
 
-def _begin(integrator: Integrator, replica: Replica) -> _Carry:
-    replica = replica._replace(is_overfull=jnp.zeros_like(replica.is_overfull))
-    return _Carry(replica, _find(integrator, replica.md.position), jnp.zeros_like(replica.is_overfull))
+def _begin(integrator: Integrator, prepared: Any, replica: Replica) -> _Carry:
+    listed = _listed(integrator, replica.md.position)
+    if listed is not None:
+        # A replica that was paused at its start has no forces yet, also where `restart` has cleared that it was.
+        lacks_forces = ~jnp.all(jnp.isfinite(replica.md.force))
+        force = _force_fn(integrator.potential)(replica.md.position, prepared=prepared, listed=listed)
+        md = replica.md.set(force=jnp.where(lacks_forces, force, replica.md.force))
+        replica = replica._replace(md=md)
+    replica = replica._replace(did_overflow=jnp.zeros_like(replica.did_overflow))
+    return _Carry(replica, listed, jnp.zeros_like(replica.did_overflow))
 
 
-def _advance(integrator, criterion, prepared, carry: _Carry, until_step, freeze_above) -> _Carry:
+def _advance(integrator: Integrator, criterion, prepared, carry: _Carry, until_step, freeze_above) -> _Carry:
+    lists = integrator.potential.lists
+
     def is_going(carry):
         replica = carry.replica
-        return ~replica.is_frozen & ~replica.is_overfull & (replica.step < until_step)
+        return ~replica.is_frozen & ~replica.did_overflow & (replica.step < until_step)
 
     def take_step(carry):
         replica, listed, is_stale = carry
-        position = replica.md.position
-        if integrator.lists is not None:
-            listed = integrator.lists.update(listed, position, is_going(carry), is_stale)
-        md = integrator.step(_given(integrator, prepared, listed), replica.md)
-        memory, violation = running(criterion).update(replica.memory, md.position)
-        is_finite = jnp.all(jnp.isfinite(md.position)) & jnp.all(jnp.isfinite(md.momentum)) & jnp.isfinite(violation)
-        keep = lambda new, old: jax.tree.map(partial(jnp.where, is_finite), new, old)  # noqa: E731
-        stepped = replica._replace(
-            md=keep(md, replica.md),
-            step=replica.step + 1,
-            violation=jnp.where(is_finite, jnp.maximum(violation, replica.violation), replica.violation),
-            is_frozen=~(is_finite & (violation <= freeze_above)),
-            is_finite=is_finite,
-            memory=keep(memory, replica.memory),
-        )
-        if integrator.lists is None:
+        if lists is not None:
+            listed = lists.step(listed, replica.md.position, is_going(carry), is_stale)
+        stepped, position = _stepped(integrator, criterion, prepared, replica, listed, freeze_above)
+        if lists is None:
             return _Carry(stepped, None, is_stale)
         # Once: what a new list does not cover either is a state that is not finite.
-        is_stale = ~is_stale & ~integrator.lists.covers(listed, md.position) & ~listed.is_overfull
-        waiting = replica._replace(is_overfull=listed.is_overfull)
+        is_stale = ~is_stale & ~lists.covers(listed, position) & ~listed.did_overflow
+        paused = replica._replace(did_overflow=listed.did_overflow)
         return _Carry(
-            jax.tree.map(partial(jnp.where, is_stale | listed.is_overfull), waiting, stepped), listed, is_stale
+            jax.tree.map(partial(jnp.where, is_stale | listed.did_overflow), paused, stepped), listed, is_stale
         )
 
     return lax.while_loop(is_going, take_step, carry)
+
+
+def _stepped(
+    integrator: Integrator, criterion, prepared, replica: Replica, listed, freeze_above
+) -> tuple[Replica, Position]:
+    """The replica after a step, and the position that the step led to, which it has not where that is not finite."""
+    md = integrator.step(replica.md, prepared, listed)
+    # Dropped by the compiler where the criterion does not ask for it.
+    energy = integrator.potential.prepared_energy(prepared, md.position, listed)
+    state, violation = stateful(criterion).step(replica.criterion, frame_of(md, energy))
+    is_finite = jnp.all(jnp.isfinite(md.position)) & jnp.all(jnp.isfinite(md.momentum)) & jnp.isfinite(violation)
+    keep = lambda new, old: jax.tree.map(partial(jnp.where, is_finite), new, old)  # noqa: E731
+    stepped = replica._replace(
+        md=keep(md, replica.md),
+        step=replica.step + 1,
+        violation=jnp.where(is_finite, jnp.maximum(violation, replica.violation), replica.violation),
+        is_frozen=~(is_finite & (violation <= freeze_above)),
+        is_finite=is_finite,
+        criterion=keep(state, replica.criterion),
+    )
+    return stepped, md.position
 
 
 def sample(
@@ -300,8 +347,17 @@ def sample(
 ) -> tuple[Replica, Trajectory]:
     """`num_frames` times `steps_per_frame` steps, keeping the frame at the end of each; memory is that of the frames.
 
-    A replica that is frozen on the way stays there, and one whose neighbor list is overfull waits; its frames from
+    A replica that is frozen on the way stays there, and one whose neighbor list overflows is paused; its frames from
     then on are marked as not valid.
+
+    Args:
+      integrator: see `langevin` and `nose_hoover`.
+      criterion: unstable above 0.
+      prepared: what `integrator.potential.prepare` gave.
+      replica: from `init_replica`.
+      num_frames: to keep.
+      steps_per_frame: between two of them.
+      freeze_above: in the criterion's unit.
     """
     start = replica.step
 
@@ -309,11 +365,29 @@ def sample(
         until_step = start + (index + 1) * steps_per_frame
         carry = _advance(integrator, criterion, prepared, carry, until_step, freeze_above)
         replica = carry.replica
-        return carry, Trajectory(frame_of(replica), ~replica.is_frozen & ~replica.is_overfull)
+        energy = integrator.potential.prepared_energy(prepared, replica.md.position, carry.listed)
+        frame = frame_of(replica.md, energy)
+        return carry, Trajectory(frame, ~replica.is_frozen & ~replica.did_overflow)
 
-    carry, trajectory = lax.scan(next_frame, _begin(integrator, replica), jnp.arange(num_frames))
+    carry, trajectory = lax.scan(next_frame, _begin(integrator, prepared, replica), jnp.arange(num_frames))
     return carry.replica, trajectory
 
 
-def _force_fn(energy_fn):
-    return lambda position, prepared, **_: -jax.grad(energy_fn, argnums=1)(prepared, position)
+def _force_fn(potential: Potential):
+    def force(position, prepared, listed, **_):
+        return -jax.grad(potential.prepared_energy, argnums=1)(prepared, position, listed)
+
+    return force
+
+
+def _checked(name: str, potential: Potential, mass, **positive) -> Float[Array, " atom"]:
+    mass = jnp.asarray(mass)
+    if mass.shape != (potential.num_atoms,):
+        raise ValueError(
+            f"`{name}`: expected masses of {potential.num_atoms} atoms, got shape {mass.shape}: pass one mass, "
+            "amu, for each atom of the potential."
+        )
+    for setting, value in positive.items():
+        if not isinstance(value, jax.core.Tracer) and not value > 0:
+            raise ValueError(f"`{name}`: expected a positive `{setting}`, got {value}: pass it in internal units.")
+    return mass

@@ -9,22 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from stablejax.geometry import nearest_image, safe_norm
-from stablejax.types import Array, Bool, Float, Int, Key, Position
+from stablejax.space import OPEN, Space, safe_norm
+from stablejax.types import Array, Bool, Float, Frame, Int, Key
 
 
 def nearest_molecules(
-    molecule: Int[np.ndarray, " atom"], *, num_molecules: int, cell: Float[np.ndarray, "3 3"] | None = None
-) -> Callable[[Position], Int[Array, "molecule member"]]:
+    molecule: Int[np.ndarray, " atom"], *, num_molecules: int, space: Space = OPEN
+) -> Callable[[Frame], Int[Array, "molecule member"]]:
     """The atoms of each molecule and of those nearest to it, `num_molecules` in all, as indices.
 
     Molecules are as near as their first atoms. Membership is a constant of the frame, not differentiated. What it gives
     goes into `boltzmann.neighborhood_energies`.
 
     Args:
-      molecule: number of the molecule of each atom; see `structure.find_molecules`. All have as many atoms.
+      molecule: number of the molecule of each atom; see `topology.find_molecules`. All have as many atoms.
       num_molecules: in a neighborhood: 1 in the paper.
-      cell: lattice vectors in rows, Å. None: open boundaries.
+      space: in which distances are taken.
 
     Raises:
       ValueError: molecules differ in size; more molecules than there are.
@@ -39,13 +39,13 @@ def nearest_molecules(
         raise ValueError(f"`nearest_molecules`: `num_molecules` must be 1 to {len(sizes)}, got {num_molecules}.")
     atoms = np.argsort(molecule, kind="stable").reshape(len(sizes), -1)
 
-    def member_fn(position: Position) -> Int[Array, "molecule member"]:
+    def member_fn(frame: Frame) -> Int[Array, "molecule member"]:
         if num_molecules == 1:
             return jnp.asarray(atoms)
-        first = lax.stop_gradient(position[atoms[:, 0]])
+        first = lax.stop_gradient(frame.position[atoms[:, 0]])
         vector = first[None] - first[:, None]
         flat = vector.reshape(-1, 3)
-        distance = safe_norm(flat if cell is None else nearest_image(flat, cell)).reshape(vector.shape[:2])
+        distance = safe_norm(space.nearest_image(flat)).reshape(vector.shape[:2])
         nearest = lax.top_k(-distance, num_molecules)[1]
         return jnp.asarray(atoms)[nearest].reshape(len(sizes), -1)
 
@@ -68,7 +68,7 @@ def balanced_subsample(
     Args:
       key: PRNG key.
       value: for example the deviation of a molecule's mean bond length; not differentiated.
-      mask: which count at all.
+      mask: which count at all; those whose value is not finite do not.
       num_bins: between the smallest and the largest value: 100 in the paper.
       per_bin: 5 in the paper.
 
@@ -76,6 +76,7 @@ def balanced_subsample(
       Which are chosen, and the weight that stands for those of its bin that are not: their number over that chosen.
     """
     flat, counts = lax.stop_gradient(value).reshape(-1), mask.reshape(-1)
+    counts &= jnp.isfinite(flat)
     low = jnp.min(jnp.where(counts, flat, jnp.inf))
     high = jnp.max(jnp.where(counts, flat, -jnp.inf))
     scaled = (flat - low) / jnp.where(high > low, high - low, 1.0)

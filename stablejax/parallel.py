@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,52 @@ from stablejax.types import Array, Bool
 
 REPLICA_AXIS = "replica"
 """Name of the mesh axis over which replicas are sharded."""
+REPLICATED, SHARDED = PartitionSpec(), PartitionSpec(REPLICA_AXIS)
+
+
+class Execution(NamedTuple):
+    """Where replicas run and how much of the work is done at once; results do not depend on it."""
+
+    mesh: Mesh | None = None  # devices that share replicas and samples; None: one device
+    batch_size: int | None = None  # replicas side by side on a device; None: all
+    chunk_size: int | None = None  # samples whose energies are differentiated together; None: all
+    donates: bool = False  # a state of StABlE training gives its memory to the next, and cannot be used again
+
+    @property
+    def axis_name(self) -> str | None:
+        """Of the mapped axis inside `over_samples`."""
+        return None if self.mesh is None else REPLICA_AXIS
+
+    def map_replicas(self, fn: Callable, *, is_active: Callable[[Any], Bool[Array, ""]] | None = None) -> Callable:
+        """`fn(shared, one)` over replicas on axis 0.
+
+        Args:
+          fn: see `map_replicas`.
+          is_active: see `map_replicas`.
+        """
+        return map_replicas(fn, batch_size=self.batch_size, mesh=self.mesh, is_active=is_active)
+
+    def over_samples(self, fn: Callable, *, gives_samples: bool = False) -> Callable:
+        """`fn(params, *samples)` with the samples shared between devices, the result that of all of them.
+
+        Args:
+          fn: what it gives is the same on all devices, by sums over `axis_name`; or it `gives_samples`.
+          gives_samples: the result has the samples on axis 0, and stays shared.
+        """
+        if self.mesh is None:
+            return fn
+        out_specs = SHARDED if gives_samples else REPLICATED
+
+        def shared(params, *samples):
+            in_specs = (REPLICATED, *(SHARDED for _ in samples))
+            run = jax.shard_map(fn, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+            return run(params, *samples)
+
+        return shared
+
+
+ONE_DEVICE = Execution()
+"""All replicas side by side, and all samples at once."""
 
 
 def map_replicas(
@@ -60,8 +106,8 @@ def map_replicas(
 
     if mesh is None:
         return mapped
-    replicated, sharded = PartitionSpec(), PartitionSpec(REPLICA_AXIS)
-    sharded_fn = jax.shard_map(mapped, mesh=mesh, in_specs=(replicated, sharded), out_specs=sharded, check_vma=False)
+    in_specs = (REPLICATED, SHARDED)
+    sharded_fn = jax.shard_map(mapped, mesh=mesh, in_specs=in_specs, out_specs=SHARDED, check_vma=False)
 
     def checked(shared, many):
         num_replicas = jax.tree.leaves(many)[0].shape[0]

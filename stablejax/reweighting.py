@@ -1,4 +1,4 @@
-"""Samples of one potential as samples of another, and choices among samples: what gives samples their weights."""
+"""Samples of one potential, or of one temperature, as samples of another: what gives samples their weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from stablejax.types import Array, Bool, Float, Int, Key
+from stablejax.types import Array, Bool, Float
 
 
 def perturbation_weights(
@@ -19,28 +19,61 @@ def perturbation_weights(
     Thermodynamic perturbation, as DiffTRe trains with (Thaler and Zavadlav, Nat. Commun. 12, 6884, 2021). Passed as
     `weight` to `expectation` or `boltzmann_grad` they give mean and derivative at θ; at θ = θ₀ they are 1 and change
     nothing. The largest is 1, so nothing overflows. They are constants to JAX: the estimator knows the derivative.
+    A sample whose energy is not finite, in either potential, has the weight 0.
 
     Args:
       energy: U_θ of the samples, in the unit of kT.
       sampled_energy: U_θ₀, of the potential that they were sampled with.
       kT: k_B T, one for all or one for each sample.
     """
-    exponent = lax.stop_gradient(-(energy - sampled_energy) / kT)
-    return jnp.exp(exponent - jnp.max(exponent))
+    return _normalized(-(energy - sampled_energy) / kT)
+
+
+def temperature_weights(
+    energy: Float[Array, " sample"], *, sampled_kT: float | Float[Array, ""], kT: float | Float[Array, ""]
+) -> Float[Array, " sample"]:
+    """Weights w_i ∝ exp(−U(x_i) (1/k_B T − 1/k_B T₀)) that make samples at T₀ count as samples at T (A.9).
+
+    The largest is 1. See `effective_sample_size` for how much is left of the samples: far from T₀ little is.
+
+    Args:
+      energy: U of the samples, in the unit of kT.
+      sampled_kT: k_B T₀ that they were sampled at.
+      kT: k_B T that they are to count as.
+    """
+    return _normalized(-energy * (1 / kT - 1 / sampled_kT))
+
+
+def _normalized(exponent: Float[Array, " sample"]) -> Float[Array, " sample"]:
+    exponent = lax.stop_gradient(exponent)
+    is_finite = jnp.isfinite(exponent)
+    largest = jnp.max(jnp.where(is_finite, exponent, -jnp.inf), initial=-jnp.inf)
+    return jnp.where(is_finite, jnp.exp(exponent - jnp.where(jnp.isfinite(largest), largest, 0)), 0)
 
 
 def effective_sample_size(
     weight: Float[Array, " sample"], mask: Bool[Array, " sample"] | None = None
 ) -> Float[Array, ""]:
-    """N_eff = (Σ w)² / Σ w² (Kish): how many samples of equal weight would be worth as much."""
+    """N_eff = (Σ w)² / Σ w² (Kish): how many samples of equal weight would be worth as much; 0 where none has any.
+
+    Args:
+      weight: not negative, on any scale.
+      mask: which count. None: all.
+    """
     weight = weight if mask is None else jnp.where(mask, weight, 0)
-    return jnp.sum(weight) ** 2 / jnp.sum(weight**2)
+    squares = jnp.sum(weight**2)
+    return jnp.where(squares > 0, jnp.sum(weight) ** 2 / jnp.where(squares > 0, squares, 1), 0)
 
 
 def sample_energies(
     energy_fn: Callable[..., Float[Array, ""]], *, chunk_size: int | None = None
 ) -> Callable[..., Float[Array, " sample"]]:
-    """`(*parameters, samples) -> U [sample]`, a chunk at a time."""
+    """`(*parameters, samples) -> U [sample]`, a chunk at a time.
+
+    Args:
+      energy_fn: `(*parameters, sample) -> U`.
+      chunk_size: samples side by side. None: all.
+    """
 
     def energies(*parameters_and_samples):
         *parameters, samples = parameters_and_samples
@@ -48,36 +81,3 @@ def sample_energies(
         return lax.map(lambda sample: energy_fn(*parameters, sample), samples, batch_size=chunk_size or num_samples)
 
     return energies
-
-
-def balanced_subsample(
-    key: Key, value: Float[Array, " sample"], edges: Float[Array, " edge"], *, num_per_bin: int
-) -> tuple[Int[Array, " chosen"], Bool[Array, " chosen"]]:
-    """The same number of samples from each bin of a value, without replacement (A.6, for the water system).
-
-    Rare samples, as strongly stretched bonds, then count as much as common ones. The chosen are not distributed as the
-    ensemble is, so their mean observable is not the ensemble's: that is the paper's choice, and biased.
-
-    Args:
-      key: PRNG key.
-      value: what is binned. A NaN is in no bin.
-      edges: ascending; a bin has its lower edge and not its upper. Samples outside are not chosen.
-      num_per_bin: n.
-
-    Returns:
-      Index of n · (number of bins) samples, in the order of the bins, and a mask: False where a bin has fewer than n.
-
-    Raises:
-      ValueError: fewer than 2 edges; n is under 1 or over the number of samples.
-    """
-    num_bins, num_samples = len(edges) - 1, len(value)
-    if num_bins < 1 or not 1 <= num_per_bin <= num_samples:
-        raise ValueError(
-            f"`balanced_subsample`: needs at least 2 `edges` and 1 <= num_per_bin <= {num_samples} samples, got "
-            f"{num_bins + 1} edges and num_per_bin = {num_per_bin}."
-        )
-    in_bin = (value >= edges[:-1, None]) & (value < edges[1:, None])
-    # In random order, those of the bin first.
-    order = jnp.where(in_bin, jax.random.uniform(key, (num_samples,)), 2.0)
-    index = jnp.argsort(order, axis=1)[:, :num_per_bin]
-    return index.reshape(-1), jnp.take_along_axis(in_bin, index, axis=1).reshape(-1)

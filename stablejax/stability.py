@@ -2,79 +2,111 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stablejax.geometry import Pairs, pair_distances
-from stablejax.types import Array, Criterion, Float, FrameCriterion, Int, ObservableFn, RunningCriterion, running
+from stablejax.space import OPEN, Pairs, Space
+from stablejax.types import (
+    Array,
+    Criterion,
+    Float,
+    Frame,
+    FrameCriterion,
+    Int,
+    ObservableFn,
+    StatefulCriterion,
+    stateful,
+)
 
 
-def find_bonds(
-    position: Float[np.ndarray, "frame atom 3"],
-    covalent_radius: Float[np.ndarray, " atom"],
-    *,
-    tolerance: float = 1.25,
-    cell: Float[np.ndarray, "3 3"] | None = None,
-) -> tuple[Pairs, Float[np.ndarray, " bond"]]:
-    """Bonds of a reference simulation and their mean lengths.
-
-    A bond is a pair whose mean distance is under `tolerance` times the sum of the covalent radii.
-
-    Args:
-      position: frames of the reference, Å.
-      covalent_radius: Å.
-      tolerance: factor.
-      cell: lattice vectors in rows, Å. None: open boundaries.
-
-    Returns:
-      The bonds, and their mean lengths, Å.
-
-    Raises:
-      ValueError: no bond was found.
-    """
-    first, second = np.triu_indices(position.shape[1], k=1)
-    distances = jax.jit(partial(pair_distances, pairs=Pairs(first, second), cell=cell))
-    length = np.mean([distances(x) for x in np.asarray(position)], axis=0, dtype=float)
-    is_bond = length < tolerance * (covalent_radius[first] + covalent_radius[second])
-    if not is_bond.any():
-        raise ValueError(
-            f"`find_bonds`: no pair closer than {tolerance} times its covalent radii (nearest mean distance "
-            f"{length.min():.2f} Å): check that positions are in Å and in the order of the atoms."
-        )
-    bonds = Pairs(first[is_bond].astype(np.int32), second[is_bond].astype(np.int32))
-    return bonds, length[is_bond].astype(np.float32)
-
-
-def bond_length_deviation(bonds: Pairs, length: Float[Array, " bond"], *, threshold: float) -> FrameCriterion:
+def bond_length_deviation(
+    bonds: Pairs, length: Float[Array, " bond"], *, threshold: float, space: Space = OPEN
+) -> FrameCriterion:
     """Max |r_ij − b_ij| − threshold over the bonds, Å (A.5, maximum bond length deviation).
 
     Args:
       bonds: bonded pairs.
       length: b_ij, their lengths in the reference, Å.
       threshold: Δ, Å: 0.25 in training and 0.5 at evaluation in the paper.
-    """
+      space: in which distances are taken.
 
-    def criterion(position):
-        return jnp.max(jnp.abs(pair_distances(position, bonds) - jnp.asarray(length, position.dtype))) - threshold
+    Raises:
+      ValueError: the cell does not reach as far as a bond at the threshold, which would fold back to a shorter one.
+    """
+    space.check_reach("bond_length_deviation", float(np.max(length)) + threshold)
+
+    def criterion(frame: Frame):
+        distance = space.distances(frame.position, bonds)
+        return jnp.max(jnp.abs(distance - jnp.asarray(length, distance.dtype))) - threshold
 
     return criterion
 
 
-def intermolecular_distance(
-    pairs: Pairs, *, threshold: float, cell: Float[np.ndarray, "3 3"] | None = None
-) -> FrameCriterion:
+def intermolecular_distance(pairs: Pairs, *, threshold: float, space: Space = OPEN) -> FrameCriterion:
     """Threshold − min r_ij over pairs that are not bonded, Å (A.5, minimum intermolecular distance).
 
     Args:
-      pairs: of atoms of different molecules; see `structure.intermolecular_pairs`.
+      pairs: of atoms of different molecules; see `topology.intermolecular_pairs`.
       threshold: Δ, Å: 1.2 in training in the paper.
-      cell: lattice vectors in rows, Å. None: open boundaries.
+      space: in which distances are taken.
+
+    Raises:
+      ValueError: the cell does not reach as far as the threshold.
     """
-    return lambda position: threshold - jnp.min(pair_distances(position, pairs, cell))
+    space.check_reach("intermolecular_distance", threshold)
+    return lambda frame: threshold - jnp.min(space.distances(frame.position, pairs))
+
+
+def kinetic_energy_per_dof(mass: Float[Array, " atom"], *, threshold: float, constrained_dof: int) -> FrameCriterion:
+    """Instantaneous k_B T − threshold, eV: replicas that heat up.
+
+    Args:
+      mass: amu.
+      threshold: eV.
+      constrained_dof: degrees of freedom that do not move; see `dynamics.Integrator`.
+    """
+
+    def criterion(frame: Frame):
+        velocity = _known(frame, "velocity", "kinetic_energy_per_dof")
+        kinetic = 0.5 * jnp.sum(jnp.asarray(mass)[:, None] * velocity * velocity)
+        return 2 * kinetic / (3 * len(mass) - constrained_dof) - threshold
+
+    return criterion
+
+
+def largest_force(*, threshold: float) -> FrameCriterion:
+    """Max_i |F_i| − threshold, eV/Å: atoms that are pushed harder than the data ever showed.
+
+    Args:
+      threshold: eV/Å.
+    """
+
+    def criterion(frame: Frame):
+        force = _known(frame, "force", "largest_force")
+        return jnp.sqrt(jnp.max(jnp.sum(force * force, axis=-1))) - threshold
+
+    return criterion
+
+
+def potential_energy(*, threshold: float) -> FrameCriterion:
+    """U − threshold, eV, relative to the potential's offset. It costs an evaluation of the energy at every step.
+
+    Args:
+      threshold: eV.
+    """
+    return lambda frame: _known(frame, "energy", "potential_energy") - threshold
+
+
+def _known(frame: Frame, field: str, name: str):
+    value = getattr(frame, field)
+    if value is None:
+        raise ValueError(
+            f"`{name}`: expected frames with `{field}`, got none: dynamics knows it; elsewhere give it to `Frame`."
+        )
+    return value
 
 
 def window_mean_error(
@@ -85,18 +117,18 @@ def window_mean_error(
     steps_per_frame: int,
     frames_per_window: int,
     threshold: float,
-) -> RunningCriterion:
+) -> StatefulCriterion:
     """∫ |⟨g⟩_τ − g_ref| dr − threshold, the largest over the curves g (A.5, RDF mean absolute error).
 
-    The mean is over windows of τ that follow each other; the value is that of the last window that is over, and
-    −threshold in the first. What happens within a window is found at its end, so first passages are multiples of τ.
+    The mean is over consecutive windows of τ; the value is that of the last complete window, and −threshold in the
+    first. What happens within a window is found at its end, so first passages are multiples of τ.
 
     Args:
-      observable_fn: position -> curves [bin], a pytree of them.
+      observable_fn: frame -> curves [bin], a pytree of them.
       reference: their means in the reference.
       bin_width: of all curves, Å.
-      steps_per_frame: how often the observable is looked at.
-      frames_per_window: τ in such looks: 1 ps in the paper.
+      steps_per_frame: between evaluations of the observable.
+      frames_per_window: τ in such evaluations: 1 ps in the paper.
       threshold: Δ, Å: 3 in the paper.
 
     Raises:
@@ -105,46 +137,51 @@ def window_mean_error(
     if min(steps_per_frame, frames_per_window) < 1:
         raise ValueError(
             "`window_mean_error`: `steps_per_frame` and `frames_per_window` must be at least 1, got "
-            f"{steps_per_frame} and {frames_per_window}."
+            f"{steps_per_frame} and {frames_per_window}: pass counts."
         )
     reference = jax.tree.map(jnp.asarray, reference)
 
-    def init():
-        return _Window(total=jax.tree.map(jnp.zeros_like, reference), step=jnp.int32(0), value=jnp.float32(-threshold))
+    def init(frame: Frame):
+        zero = jax.tree.map(jnp.zeros_like, reference)
+        return _Window(total=zero, step=jnp.int32(0), value=jnp.asarray(-threshold, frame.position.dtype))
 
-    def look(window: _Window, position) -> _Window:
-        total = jax.tree.map(lambda t, g: t + g.astype(t.dtype), window.total, observable_fn(position))
+    def add(window: _Window, frame: Frame) -> _Window:
+        total = jax.tree.map(lambda t, g: t + g.astype(t.dtype), window.total, observable_fn(frame))
         errors = jax.tree.map(lambda t, r: bin_width * jnp.sum(jnp.abs(t / frames_per_window - r)), total, reference)
         value = jnp.max(jnp.stack(jax.tree.leaves(errors))) - threshold
-        is_over = window.step % (steps_per_frame * frames_per_window) == 0
+        is_complete = window.step % (steps_per_frame * frames_per_window) == 0
         return window._replace(
-            total=jax.tree.map(lambda t: jnp.where(is_over, 0, t), total),
-            value=jnp.where(is_over, value, window.value).astype(window.value.dtype),
+            total=jax.tree.map(lambda t: jnp.where(is_complete, 0, t), total),
+            value=jnp.where(is_complete, value, window.value).astype(window.value.dtype),
         )
 
-    def update(window: _Window, position):
+    def step(window: _Window, frame: Frame):
         window = window._replace(step=window.step + 1)
-        window = jax.lax.cond(window.step % steps_per_frame == 0, look, lambda window, _: window, window, position)
+        window = jax.lax.cond(window.step % steps_per_frame == 0, add, lambda window, _: window, window, frame)
         return window, window.value
 
-    return RunningCriterion(init, update)
+    return StatefulCriterion(init, step)
 
 
 class _Window(NamedTuple):
     total: Any  # of the observable, since the window began
     step: Int[Array, ""]
-    value: Float[Array, ""]  # of the window before
+    value: Float[Array, ""]  # of the last complete window
 
 
 def any_of(*criteria: Criterion) -> Criterion:
-    """Unstable where any of the criteria is: their maximum. With one that remembers, the whole does."""
-    if not any(isinstance(criterion, RunningCriterion) for criterion in criteria):
-        return lambda position: jnp.max(jnp.stack([criterion(position) for criterion in criteria]))  # type: ignore[operator]
+    """Unstable where any of the criteria is: their maximum. Stateful where any of them is.
 
-    every = [running(criterion) for criterion in criteria]
+    Args:
+      criteria: at least one.
+    """
+    if not any(isinstance(criterion, StatefulCriterion) for criterion in criteria):
+        return lambda frame: jnp.max(jnp.stack([criterion(frame) for criterion in criteria]))  # type: ignore[operator]
 
-    def update(memories, position):
-        pairs = [one.update(memory, position) for one, memory in zip(every, memories, strict=True)]
-        return [memory for memory, _ in pairs], jnp.max(jnp.stack([value for _, value in pairs]))
+    every = [stateful(criterion) for criterion in criteria]
 
-    return RunningCriterion(lambda: [one.init() for one in every], update)
+    def step(states, frame):
+        pairs = [one.step(state, frame) for one, state in zip(every, states, strict=True)]
+        return [state for state, _ in pairs], jnp.max(jnp.stack([value for _, value in pairs]))
+
+    return StatefulCriterion(lambda frame: [one.init(frame) for one in every], step)

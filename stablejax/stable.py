@@ -1,273 +1,211 @@
-"""StABlE training (Algorithm 1): simulation and learning in turn, the whole state one pytree."""
+"""StABlE training (Algorithm 1): simulation and learning in turn, the whole state one pytree.
+
+`run` is the method: from a `Problem`, `Settings` and a state to a refined potential.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from stablejax import dynamics
-from stablejax.dynamics import Integrator, Replica
+from stablejax.learn import Endpoints, LearnInfo, Learning, LearnState, learn_phase, static_batch
 from stablejax.losses import Labeled
-from stablejax.refine import RefineInfo, Refinement
-from stablejax.types import Array, Bool, Criterion, Float, Int, Key, Params, Position
+from stablejax.parallel import ONE_DEVICE, Execution
+from stablejax.problem import Problem, check_problem
+from stablejax.simulate import SimulateInfo, SimulateState, Simulation, make_engine, simulate_phase
+from stablejax.types import Array, Int, Key, Params, Positions
 
-SIMULATE, LEARN = 0, 1
+SIMULATE, LEARN, FINISHED = 0, 1, 2
 """Phases."""
 
 
+class Settings(NamedTuple):
+    """Settings of StABlE training."""
+
+    simulation: Simulation
+    learning: Learning
+    num_cycles: int = 4  # of simulation and learning, at the most
+    seed: int = 0  # of the batches of the static data set
+
+
 class StableState(NamedTuple):
-    """State of StABlE training. Replicas are on axis 0."""
+    """State of StABlE training: everything that decides what happens next."""
 
-    params: Params
-    optimizer_state: Any
-    plateau_state: Any
-    num_calls: Int[Array, ""]  # of `simulate` and `learn` together
-    phase: Int[Array, ""]  # SIMULATE or LEARN
+    simulation: SimulateState
+    learning: LearnState
+    key: Key
+    num_calls: Int[Array, ""]  # steps of either phase
+    phase: Int[Array, ""]  # SIMULATE, LEARN or FINISHED
     cycle: Int[Array, ""]  # completed cycles
-    epoch: Int[Array, ""]  # epochs of the present learning phase
-    replicas: Replica  # as they stand
-    checkpoint: Replica  # before the latest t steps of simulation
-    earlier_checkpoint: Replica  # t steps before that; kept once a replica is frozen
-    rewound: Replica  # where every epoch of the present learning phase starts
 
-
-class SimulateInfo(NamedTuple):
-    """What a call of `simulate` saw."""
-
-    fraction_unstable: Float[Array, ""]
-    num_steps: Int[Array, ""]  # replica-steps taken
-    num_quarantined: Int[Array, ""]  # replicas stopped before a state that was not finite
-    num_overfull: Int[Array, ""]  # replicas that wait for longer neighbor lists: to be repeated from the state before
-    starts_learning: Bool[Array, ""]
-
-
-class LearnInfo(NamedTuple):
-    """What a call of `learn` saw, before its update."""
-
-    fraction_unstable: Float[Array, ""]
-    num_steps: Int[Array, ""]
-    num_quarantined: Int[Array, ""]
-    num_overfull: Int[Array, ""]  # see `SimulateInfo`
-    num_rounds: Int[Array, ""]  # times t steps that were simulated
-    num_samples: Int[Array, ""]  # frames that count
-    refinement: RefineInfo
-    rate_scale: Float[Array, ""]  # factor on the learning rate
-    ends_cycle: Bool[Array, ""]
+    @property
+    def params(self) -> Params:
+        """Parameters of the potential."""
+        return self.learning.updates.params
 
 
 class StableTraining(NamedTuple):
-    """`init`, `simulate` and `learn`. The phase in the state says which comes next."""
+    """Algorithm 1 as pure functions; `step` of the phase that comes next is `simulate` or `learn`."""
 
-    init: Callable[[Key, Params, Position], StableState]
+    init: Callable[[Key, Params, Positions], StableState]
     simulate: Callable[[StableState], tuple[StableState, SimulateInfo]]
     learn: Callable[..., tuple[StableState, LearnInfo]]  # (state, frames, *, num_rounds=1)
 
 
-def stable_training(
-    *,
-    prepare: Callable[[Params], Any],
-    integrator: Integrator,
-    criterion: Criterion,
-    refinement: Refinement,
-    plateau: optax.GradientTransformationExtraArgs,
-    rate_schedule: optax.Schedule,
-    min_rate_scale: float,
-    max_epochs: int,
-    steps_per_epoch: int,
-    steps_per_frame: int,
-    max_unstable: float,
-    min_unstable: float,
-    freeze_above: float,
-    map_replicas: Callable[..., Callable],
-) -> StableTraining:
-    """Algorithm 1 as pure functions.
-
-    Simulation: active replicas run t steps at a time and freeze at their first violation, until a fraction
-    `max_unstable` has. Then every replica is rewound by t steps, exactly: a frozen one by replaying, from the earlier
-    checkpoint, up to t steps before its violation. None is rewound to before the start of the present simulation phase.
-
-    Learning: each epoch runs all replicas for t steps from where they were rewound to, takes a frame every
-    `steps_per_frame` steps, and refines the parameters. The phase ends when at most `min_unstable` of the replicas
-    became unstable, the rate has fallen to `min_rate_scale`, or after `max_epochs`. The next cycle goes on from the
-    endpoints. Where one epoch should have more samples, `num_rounds` of `learn` (a Python integer) multiplies its t.
+def stable_training(problem: Problem, settings: Settings, *, execution: Execution = ONE_DEVICE) -> StableTraining:
+    """Algorithm 1 for a problem, as functions to be compiled. `run` does so and calls them.
 
     Args:
-      prepare: parameters -> what `integrator` takes; see `potential.MDForm`.
-      integrator: see `dynamics`.
-      criterion: of training; unstable above 0.
-      refinement: from samples to new parameters; see `refine.refinement`.
-      plateau: `optax.contrib.reduce_on_plateau`, given L_obs; started afresh in each learning phase.
-      rate_schedule: epoch of the learning phase -> further factor on the rate.
-      min_rate_scale: a learning phase ends when the plateau's scale is at or under this.
-      max_epochs: most epochs of one learning phase.
-      steps_per_epoch: t.
-      steps_per_frame: S; has to divide t.
-      max_unstable: f_max.
-      min_unstable: f_min.
-      freeze_above: in learning, how far beyond the criterion a replica may go before it is frozen; frames up to there
-        are learned from. In the criterion's unit.
-      map_replicas: maps `fn(shared, one)` over replicas; see `parallel.map_replicas`.
+      problem: potential, observables, criterion and data.
+      settings: of both phases.
+      execution: devices and batches.
 
     Raises:
-      ValueError: S does not divide t; the fractions are not 0 ≤ f_min < f_max ≤ 1.
+      ValueError: parts of the problem that do not fit each other, or settings that make no sense.
     """
-    if steps_per_epoch % steps_per_frame:
+    check_problem(problem)
+    if not settings.learning.min_unstable < settings.simulation.max_unstable:
         raise ValueError(
-            f"`stable_training`: `steps_per_frame` has to divide `steps_per_epoch`, got {steps_per_frame} and "
-            f"{steps_per_epoch}."
+            "`stable_training`: expected min_unstable < max_unstable, got "
+            f"{settings.learning.min_unstable} and {settings.simulation.max_unstable}: a phase would end at once."
         )
-    if not 0 <= min_unstable < max_unstable <= 1:
-        raise ValueError(
-            f"`stable_training`: needs 0 <= min_unstable < max_unstable <= 1, got {min_unstable} and {max_unstable}."
-        )
+    engine = make_engine(problem, settings.simulation, execution)
+    simulation = simulate_phase(engine, settings.simulation)
+    learning = learn_phase(problem, engine, settings.learning)
 
-    start_replicas = map_replicas(
-        lambda prepared, one: dynamics.init_replica(integrator, one[0], prepared, one[1], criterion)
-    )
-    run_replicas = map_replicas(
-        lambda prepared, replica: dynamics.advance(
-            integrator, criterion, prepared, replica, replica.step + steps_per_epoch
-        ),
-        is_active=lambda replica: ~replica.is_frozen,
-    )
-    replay_replicas = map_replicas(
-        lambda prepared, one: dynamics.advance(
-            integrator, criterion, prepared, dynamics.restart(one[0], criterion), one[1]
-        )
-    )
-
-    def sample_replicas(prepared, replicas, num_rounds):
-        sample = lambda prepared, replica: dynamics.sample(  # noqa: E731
-            integrator,
-            criterion,
-            prepared,
-            dynamics.restart(replica, criterion),
-            num_frames=num_rounds * steps_per_epoch // steps_per_frame,
-            steps_per_frame=steps_per_frame,
-            freeze_above=freeze_above,
-        )
-        return map_replicas(sample)(prepared, replicas)
-
-    def num_overfull(*some: Replica):
-        if integrator.lists is None:
-            return jnp.int32(0)
-        return sum(jnp.sum(replicas.is_overfull) for replicas in some)
-
-    def init(key: Key, params: Params, position: Position) -> StableState:
-        keys = jax.random.split(key, len(position))
-        replicas = start_replicas(prepare(params), (keys, position))
-        return StableState(
-            params=params,
-            optimizer_state=refinement.init(params),
-            plateau_state=plateau.init(params),
-            num_calls=jnp.int32(0),
-            phase=jnp.int32(SIMULATE),
-            cycle=jnp.int32(0),
-            epoch=jnp.int32(0),
-            replicas=replicas,
-            checkpoint=replicas,
-            earlier_checkpoint=replicas,
-            rewound=replicas,
-        )
+    def init(key: Key, params: Params, position: Positions) -> StableState:
+        first = simulation.init(key, params, position)
+        zero = jnp.int32(0)
+        return StableState(first, learning.init(params), jax.random.fold_in(key, 1), zero, jnp.int32(SIMULATE), zero)
 
     def simulate(state: StableState) -> tuple[StableState, SimulateInfo]:
-        prepared = prepare(state.params)
-        is_active = ~state.replicas.is_frozen
-        earlier_checkpoint = _select(is_active, state.checkpoint, state.earlier_checkpoint)
-        replicas = run_replicas(prepared, state.replicas)
-        fraction = jnp.mean(replicas.is_unstable)
-        starts_learning = fraction >= max_unstable
-
-        def rewind():
-            target = jnp.maximum(replicas.step - steps_per_epoch, earlier_checkpoint.step)
-            return replay_replicas(prepared, (earlier_checkpoint, target))
-
-        rewound = jax.lax.cond(starts_learning, rewind, lambda: state.rewound)
-        info = SimulateInfo(
-            fraction_unstable=fraction,
-            num_steps=jnp.sum(replicas.step - state.replicas.step),
-            num_quarantined=jnp.sum(~replicas.is_finite),
-            num_overfull=num_overfull(replicas, rewound),
-            starts_learning=starts_learning,
-        )
-        state = state._replace(
-            num_calls=state.num_calls + 1,
-            phase=jnp.where(starts_learning, LEARN, SIMULATE).astype(jnp.int32),
-            replicas=replicas,
-            checkpoint=state.replicas,
-            earlier_checkpoint=earlier_checkpoint,
-            rewound=rewound,
-        )
-        return state, info
+        simulated, info = simulation.step(state.simulation, state.params)
+        phase = jnp.where(info.starts_learning, LEARN, jnp.where(info.gives_up, FINISHED, SIMULATE))
+        moved = state._replace(simulation=simulated, num_calls=state.num_calls + 1, phase=phase.astype(jnp.int32))
+        return moved, info
 
     def learn(state: StableState, frames: Labeled, *, num_rounds: int = 1) -> tuple[StableState, LearnInfo]:
-        replicas, trajectory = sample_replicas(prepare(state.params), state.rewound, num_rounds)
-        fraction = jnp.mean(replicas.is_unstable)
-        mask = trajectory.is_valid.reshape(-1)
-        position = trajectory.frame.position
-        rate_scale = state.plateau_state.scale * rate_schedule(state.epoch)
-        params, optimizer_state, refine_info = refinement.step(
-            state.params,
-            state.optimizer_state,
-            rate_scale,
-            position.reshape(-1, *position.shape[2:]),
-            mask,
-            frames,
+        key = jax.random.fold_in(state.key, state.num_calls)
+        learned, info, ends = learning.step(
+            state.learning, state.simulation.rewound, frames, key, num_rounds=num_rounds
         )
-        _, plateau_state = plateau.update(state.params, state.plateau_state, value=refine_info.observable_loss)
-        ends_cycle = (
-            (fraction <= min_unstable) | (plateau_state.scale <= min_rate_scale) | (state.epoch + 1 >= max_epochs)
-        )
-        info = LearnInfo(
-            fraction_unstable=fraction,
-            num_steps=jnp.sum(replicas.step - state.rewound.step),
-            num_quarantined=jnp.sum(~replicas.is_finite),
-            num_overfull=num_overfull(replicas),
-            num_rounds=jnp.int32(num_rounds),
-            num_samples=jnp.sum(mask),
-            refinement=refine_info,
-            rate_scale=rate_scale,
-            ends_cycle=ends_cycle,
-        )
-        learning = state._replace(
-            params=params,
-            optimizer_state=optimizer_state,
-            plateau_state=plateau_state,
-            num_calls=state.num_calls + 1,
-            epoch=state.epoch + 1,
-        )
-        return _where(ends_cycle, _next_cycle(learning, replicas), learning), info
-
-    def _next_cycle(state: StableState, endpoints: Replica) -> StableState:
-        # Stable replicas go on from their endpoints; unstable ones are inactive and rewound to where they were before.
-        is_unstable = endpoints.is_unstable
-        replicas = endpoints._replace(is_frozen=is_unstable)
-        checkpoint = _select(is_unstable, state.rewound, replicas)
-        return state._replace(
-            phase=jnp.int32(SIMULATE),
-            cycle=state.cycle + 1,
-            epoch=jnp.int32(0),
-            plateau_state=plateau.init(state.params),
-            replicas=replicas,
-            checkpoint=checkpoint,
-            earlier_checkpoint=checkpoint,
-        )
+        moved = state._replace(learning=learned, num_calls=state.num_calls + 1)
+        following = _next_cycle(moved._replace(learning=learning.begin(learned)), ends, settings.num_cycles)
+        return jax.tree.map(lambda a, b: jnp.where(info.ends_cycle, a, b), following, moved), info
 
     return StableTraining(init, simulate, learn)
 
 
-def _where(condition, yes, no):
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+def compiled(training: StableTraining, *, donates: bool) -> StableTraining:
+    """The functions under `jit`.
+
+    Args:
+      training: from `stable_training`.
+      donates: the buffers of a state are given up to the next, which halves the memory; a state cannot be used twice.
+    """
+    donated = "state" if donates else None
+    return StableTraining(
+        jax.jit(training.init),
+        jax.jit(training.simulate, donate_argnames=donated),
+        jax.jit(training.learn, static_argnames="num_rounds", donate_argnames=donated),
+    )
 
 
-def _select(is_first, first, second):
-    """One pytree or the other for each replica on axis 0."""
+def build(problem: Problem, settings: Settings, *, execution: Execution = ONE_DEVICE) -> StableTraining:
+    """`stable_training` under `jit`. States are donated where asked, unless a step may have to be repeated.
 
-    def select(a, b):
-        return jnp.where(is_first.reshape((-1,) + (1,) * (a.ndim - 1)), a, b)
+    Args:
+      problem: see `stable_training`.
+      settings: see `stable_training`.
+      execution: devices and batches.
+    """
+    training = stable_training(problem, settings, execution=execution)
+    return compiled(training, donates=execution.donates and problem.potential.lists is None)
 
-    return jax.tree.map(select, first, second)
+
+def init(
+    problem: Problem,
+    settings: Settings,
+    key: Key,
+    params: Params,
+    position: Positions,
+    *,
+    execution: Execution = ONE_DEVICE,
+) -> StableState:
+    """The state before the first step: one replica at each position, at rest in nothing but its thermal velocities.
+
+    Args:
+      problem: potential, observables, criterion and data.
+      settings: of both phases.
+      key: PRNG key: velocities and noise follow from it.
+      params: of the potential, pretrained.
+      position: of the replicas, from the training data, Å.
+      execution: devices and batches.
+    """
+    return build(problem, settings, execution=execution).init(key, params, position)
+
+
+def run(
+    problem: Problem,
+    settings: Settings,
+    state: StableState,
+    *,
+    execution: Execution = ONE_DEVICE,
+    on_step: Callable[[StableState, SimulateInfo | LearnInfo], None] | None = None,
+    on_longer_lists: Callable[[Problem], None] | None = None,
+    training: StableTraining | None = None,
+) -> StableState:
+    """StABlE training from where the state stands, until `num_cycles` are over or no more instability is found.
+
+    Steps that ran out of capacity of their neighbor lists are repeated with longer ones. With the same arguments the
+    result is the same, whether or not the run was interrupted and resumed from a saved state.
+
+    Args:
+      problem: potential, observables, criterion and data.
+      settings: of both phases.
+      state: from `init`, or a saved one.
+      execution: devices and batches.
+      on_step: given the state and what was seen, after every step: to save, or to print. With `execution.donates` what
+        is kept of the state has to be copied.
+      on_longer_lists: given the problem whenever its lists were lengthened.
+      training: what `build` gives, where it has been built already.
+
+    Returns:
+      The state at the end; its `params` are the refined ones.
+    """
+    training = training or build(problem, settings, execution=execution)
+    while int(state.phase) != FINISHED:
+        result: tuple[StableState, SimulateInfo | LearnInfo]
+        if int(state.phase) == SIMULATE:
+            result = training.simulate(state)
+        else:
+            cycle, epoch = int(state.cycle), int(state.learning.epoch)
+            frames = static_batch(problem, settings.learning, seed=settings.seed, cycle=cycle, epoch=epoch)
+            result = training.learn(state, frames, num_rounds=int(state.learning.num_rounds))
+        if int(result[1].num_overflows):
+            problem = problem._replace(potential=problem.potential.with_longer_lists())
+            training = build(problem, settings, execution=execution)
+            if on_longer_lists is not None:
+                on_longer_lists(problem)
+            continue
+        state = result[0]
+        if on_step is not None:
+            on_step(state, result[1])
+    return state
+
+
+def _next_cycle(state: StableState, ends: Endpoints, num_cycles: int) -> StableState:
+    """Stable replicas continue from their endpoints; unstable ones are inactive, with a checkpoint before failure."""
+    cycle = state.cycle + 1
+    simulation = SimulateState(
+        ends.replicas._replace(is_frozen=ends.replicas.is_unstable),
+        ends.checkpoint,
+        ends.checkpoint,
+        state.simulation.rewound,
+        jnp.int32(0),
+    )
+    phase = jnp.where(cycle >= num_cycles, FINISHED, SIMULATE).astype(jnp.int32)
+    return state._replace(simulation=simulation, cycle=cycle, phase=phase)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 from stablejax.types import Array, Float
 
@@ -51,17 +52,31 @@ def radial_table(
 
 @jax.custom_jvp
 def evaluate(table: RadialTable, distance: Float[Array, " r"]) -> Float[Array, "r channel"]:
-    """The tabulated function at `distance`, Å. Differentiable once with respect to the distance."""
+    """The tabulated function at `distance`, Å. Differentiable once, in distance and in what the table was made from.
+
+    Args:
+      table: from `radial_table`.
+      distance: Å.
+    """
     return _value_and_slope(table, distance)[0]
 
 
-@evaluate.defjvp
 def _evaluate_jvp(primals, tangents):
     table, distance = primals
+    moved, moved_distance = tangents
     value, slope = _value_and_slope(table, distance)
-    # A product with ones transposes into one with ones, which is a faster sum over channels.
-    ones = jnp.ones((1, slope.shape[1]), slope.dtype)
-    return value, slope * jnp.matmul(tangents[1][:, None], ones, precision=lax.Precision.HIGHEST)
+    tangent = jnp.zeros_like(value)
+    if not isinstance(moved_distance, SymbolicZero):
+        # A product with ones transposes into one with ones, which is a faster sum over channels.
+        ones = jnp.ones((1, slope.shape[1]), slope.dtype)
+        tangent = slope * jnp.matmul(moved_distance[:, None], ones, precision=lax.Precision.HIGHEST)
+    if not isinstance(moved.coefficient, SymbolicZero):
+        # The value is linear in the coefficients. In dynamics they are constants, and this is not there.
+        tangent += _value_and_slope(RadialTable(moved.coefficient, table.spacing), distance)[0]
+    return value, tangent
+
+
+evaluate.defjvp(_evaluate_jvp, symbolic_zeros=True)
 
 
 def _value_and_slope(table, distance):

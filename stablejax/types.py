@@ -1,9 +1,9 @@
-"""Array aliases and the shapes of the functions that the library passes around."""
+"""Array aliases, and the shapes of the functions and states that the library passes around."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -15,64 +15,66 @@ Params = Any
 """A pytree of floating-point arrays."""
 Key = jax.Array
 Position = Float[Array, "atom 3"]
+Positions = Float[Array, "sample atom 3"]
 Species = Int[Array, " atom"]
+Cell = Float[Array, "3 3"]
+"""Lattice vectors in rows, Å."""
 
 
 class Frame(NamedTuple):
-    """What an observable or a criterion sees of one replica at one time."""
+    """What an observable or a criterion sees of one replica at one time. What is not known is None."""
 
     position: Position  # Å
-    velocity: Float[Array, "atom 3"]  # Å per internal unit of time
+    velocity: Float[Array, "atom 3"] | None = None  # Å per internal unit of time
+    force: Float[Array, "atom 3"] | None = None  # eV/Å
+    energy: Float[Array, ""] | None = None  # potential energy, eV
 
 
-class AtomEnergyFn(Protocol):
-    """Energy of each atom, eV: the primitive of every model. `pairs` is `geometry.Pairs`, or None for all."""
-
-    def __call__(self, params: Params, position: Position, pairs: Any = None) -> Float[Array, " atom"]: ...
-
-
+@runtime_checkable
 class EnergyFn(Protocol):
     """Potential energy of one frame, eV."""
 
-    def __call__(self, params: Params, position: Position) -> Float[Array, ""]: ...
+    def __call__(self, params: Params, position: Position, /) -> Float[Array, ""]: ...
 
 
+@runtime_checkable
 class ObservableFn(Protocol):
     """An observable of one frame: a pytree of arrays."""
 
-    def __call__(self, position: Position) -> Any: ...
+    def __call__(self, frame: Frame, /) -> Any: ...
 
 
+@runtime_checkable
 class FrameCriterion(Protocol):
     """How far one frame is from the allowed region: unstable where it exceeds 0, in the criterion's own unit."""
 
-    def __call__(self, position: Position) -> Float[Array, ""]: ...
+    def __call__(self, frame: Frame, /) -> Float[Array, ""]: ...
 
 
-class RunningCriterion(NamedTuple):
-    """A criterion that looks at more than one frame: `init() -> memory`, `update(memory, position) -> (memory, value)`.
+class StatefulCriterion(NamedTuple):
+    """A criterion of more than one frame. It is given the frame after every step; unstable where the value exceeds 0.
 
-    It is given the position after every step; unstable where the value exceeds 0.
+    The state is a pytree of fixed shapes and dtypes.
     """
 
-    init: Callable[[], Any]
-    update: Callable[[Any, Position], tuple[Any, Float[Array, ""]]]
+    init: Callable[[Frame], Any]  # of the first frame, whose energy is not known
+    step: Callable[[Any, Frame], tuple[Any, Float[Array, ""]]]  # (state, frame) -> (state, value)
 
 
-Criterion = FrameCriterion | RunningCriterion
+Criterion = FrameCriterion | StatefulCriterion
 
 
-def running(criterion: Criterion) -> RunningCriterion:
-    """Any criterion as one that may remember; that of a frame has an empty memory."""
-    if isinstance(criterion, RunningCriterion):
+def stateful(criterion: Criterion) -> StatefulCriterion:
+    """Any criterion as a stateful one; the state of a criterion of single frames is empty."""
+    if isinstance(criterion, StatefulCriterion):
         return criterion
-    return RunningCriterion(init=lambda: (), update=lambda memory, position: (memory, criterion(position)))
+    return StatefulCriterion(init=lambda _: (), step=lambda state, frame: (state, criterion(frame)))
 
 
 __all__ = [
     "Array",
-    "AtomEnergyFn",
     "Bool",
+    "Cell",
     "Criterion",
     "EnergyFn",
     "Float",
@@ -83,8 +85,9 @@ __all__ = [
     "ObservableFn",
     "Params",
     "Position",
-    "RunningCriterion",
+    "Positions",
     "Shaped",
     "Species",
-    "running",
+    "StatefulCriterion",
+    "stateful",
 ]

@@ -1,4 +1,4 @@
-"""How far samples and gradients can be trusted."""
+"""Statistical errors of samples and gradients."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from stablejax.collective import like
 from stablejax.types import Array, Float, Int, Params
 
 
 class Autocorrelation(NamedTuple):
-    """How long samples of a trajectory remember each other, in units of their spacing."""
+    """Integrated autocorrelation time of the samples of a trajectory, in units of their spacing."""
 
     time: Float[Array, ""]  # integrated autocorrelation time τ, 0 for independent samples
     inefficiency: Float[Array, ""]  # statistical inefficiency g = 1 + 2τ
@@ -75,7 +76,7 @@ def jackknife_gradient(
 
     Returns:
       `(*parameters, samples, *, block, **counts) -> JackknifeGradient` with `block` [sample] from 0 to B − 1, and
-      `counts` what `value_and_grad` takes (`mask`, `weight`, `state`).
+      `counts` what `value_and_grad` takes (`mask`, `weight`, `state`, `group`); the mask may be [sample, neighborhood].
 
     Raises:
       ValueError: fewer than 2 blocks.
@@ -84,12 +85,13 @@ def jackknife_gradient(
         raise ValueError(f"`jackknife_gradient`: the jackknife needs at least 2 blocks, got {num_blocks}.")
 
     def trust(*parameters_and_samples, block: Int[Array, " sample"], mask=None, **counts) -> JackknifeGradient:
+        block = jnp.asarray(block)
         mask = jnp.ones(len(block), bool) if mask is None else jnp.asarray(mask)
         value, gradient = value_and_grad(*parameters_and_samples, mask=mask, **counts)
 
         def leave_out(sums, index):
             # Differences from the whole: their squares would drown in those of the gradient.
-            kept = mask & (block != index)
+            kept = mask & like(block != index, mask)
             _, without = value_and_grad(*parameters_and_samples, mask=kept, **counts)
             difference = jax.tree.map(jnp.subtract, without, gradient)
             total, squares = sums
@@ -109,11 +111,22 @@ def jackknife_gradient(
 
 
 def cosine(first: Params, second: Params) -> Float[Array, ""]:
-    """Cosine of the angle between two gradients: −1 where they work against each other, 0 where one of them is 0."""
+    """Cosine of the angle between two gradients: −1 where they work against each other, 0 where one of them is 0.
+
+    Args:
+      first: pytree of arrays.
+      second: of the same structure.
+    """
     norms = optax.tree.norm(first) * optax.tree.norm(second)
     return optax.tree.vdot(first, second) / jnp.where(norms == 0, 1, norms)
 
 
 def samples_needed(num_samples: int, signal_to_noise: Float[Array, ""], *, wanted: float) -> Float[Array, ""]:
-    """Samples after which the signal-to-noise ratio would be `wanted`, since noise falls as 1/√N."""
+    """Samples after which the signal-to-noise ratio would be `wanted`, since noise falls as 1/√N.
+
+    Args:
+      num_samples: that gave the ratio.
+      signal_to_noise: ‖gradient‖ over its standard error.
+      wanted: at most the present ratio asks for no more samples.
+    """
     return num_samples * jnp.maximum(wanted / signal_to_noise, 1) ** 2

@@ -13,6 +13,10 @@ PICOSECOND = 1000 * FEMTOSECOND
 """One picosecond in the internal unit of time."""
 KCAL_PER_MOL = 0.04336410390059322
 """One kcal/mol (thermochemical) in eV."""
+SQUARE_ANGSTROM_PER_PICOSECOND = 10.0
+"""One Å²/ps, a diffusivity, in 1e-9 m²/s."""
+SQUARE_ANGSTROM_PER_TIME = SQUARE_ANGSTROM_PER_PICOSECOND * PICOSECOND
+"""One Å² per internal unit of time in 1e-9 m²/s."""
 HARTREE = 27.211386245988
 """One hartree in eV."""
 BOHR = 0.529177210903

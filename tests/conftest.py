@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stablejax.geometry import Pairs, pair_distances
+from stablejax.potential import from_energy
+from stablejax.space import OPEN, Pairs
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -36,7 +37,12 @@ class Spring:
     @staticmethod
     def energy(stiffness, position):
         """½ k Σ (r − r₀)², eV."""
-        return 0.5 * stiffness * jnp.sum((pair_distances(position, Spring.pairs) - Spring.length) ** 2)
+        return 0.5 * stiffness * jnp.sum((OPEN.distances(position, Spring.pairs) - Spring.length) ** 2)
+
+    @classmethod
+    def potential(cls):
+        """The same as a potential."""
+        return from_energy(cls.energy, num_atoms=len(cls.mass))
 
 
 @pytest.fixture

@@ -16,34 +16,39 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import PartitionSpec
 
 from experiments import systems
-from experiments.aspirin import build
-from stablejax import boltzmann, dynamics, losses, parallel, units
+from stablejax import boltzmann, dynamics, losses, parallel
 from stablejax.parallel import REPLICA_AXIS
+from stablejax.types import Frame
 
 NUM_STEPS = 20
 NUM_DRAWS = 4
 
 
-def trajectories(system, prepared, params, mesh):
+def trajectories(system, params, mesh):
     """Last positions, first passages, and the gradient from the frames that `position` holds."""
     mapped = partial(parallel.map_replicas, batch_size=1, mesh=mesh)
 
-    def one(prepared, start):
-        replica = dynamics.init_replica(system.integrator, start[0], prepared, start[1])
-        return dynamics.advance(system.integrator, system.train_criterion, prepared, replica, NUM_STEPS)
+    problem = system.problem
+    form = problem.potential.fast(128)
+    integrator, prepared = system.thermostat(form, problem.mass, kT=problem.kT), form.prepare(params)
 
-    position = systems.start_positions(system, system.split.train, 16)
+    def one(prepared, start):
+        replica = dynamics.init_replica(integrator, start[0], start[1], prepared)
+        return dynamics.advance(integrator, problem.criterion, prepared, replica, NUM_STEPS)
+
+    position = system.data.starts(system.data.split.train, 16)
     keys = jax.random.split(jax.random.key(0), 16)
     return jax.jit(mapped(one))(prepared, (keys, position))
 
 
 def gradients(system, params, samples, mesh):
     """Of the observable loss, [draw][parameter]; the samples of a draw are shared between the devices."""
+    problem = system.problem
     value_and_grad = boltzmann.boltzmann_value_and_grad(
-        losses.observable_loss(system.reference, system.observable_weight),
-        system.potential.energy,
-        system.observable_fn,
-        kT=units.thermal_energy(500.0),
+        losses.observable_loss(problem.observables.reference, problem.observables.weight),
+        problem.energies(),
+        problem.observables.fn,
+        kT=problem.kT,
         chunk_size=4,
         axis_name=REPLICA_AXIS,
     )
@@ -57,23 +62,22 @@ def gradients(system, params, samples, mesh):
             check_vma=False,
         )
     )
-    return [np.asarray(fn(params, position)).tolist() for position in samples]
+    return [np.asarray(fn(params, Frame(position))).tolist() for position in samples]
 
 
 def main():
     config = tiny.get_config()
     config.data.num_train = 128
-    system = build(config)
-    params = jax.jit(system.potential.init)(jax.random.key(1))
-    prepared = system.md_form.prepare(params)
+    system = systems.build(config)
+    params = jax.jit(system.problem.potential.init)(jax.random.key(1))
     # Not a power of 2, by which products would be exact.
-    start = systems.start_positions(system, system.split.train, 8 * 13)
+    start = system.data.starts(system.data.split.train, 8 * 13)
     noise = jax.random.normal(jax.random.key(2), (NUM_DRAWS, *start.shape))
     samples = start + 0.02 * noise
     found = {}
     for num_devices in (1, 2, 8):
         mesh = parallel.replica_mesh(jax.devices()[:num_devices])
-        replicas = trajectories(system, prepared, params, mesh)
+        replicas = trajectories(system, params, mesh)
         found[num_devices] = {
             "devices": len(replicas.md.position.sharding.device_set),
             "step": np.asarray(replicas.step).tolist(),

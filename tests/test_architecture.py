@@ -15,7 +15,9 @@ ROOT = Path(__file__).resolve().parents[1] / "stablejax"
 ORDER = (
     "types",
     "units",
-    "geometry",
+    "space",
+    "topology",
+    "neighbors",
     "tabulate",
     "models.basis",
     "models.edges",
@@ -30,16 +32,21 @@ ORDER = (
     "observables.transport",
     "neighborhoods",
     "stability",
+    "named",
     "reweighting",
     "collective",
-    "covariance",
+    "_ensemble",
     "boltzmann",
     "uncertainty",
     "losses",
     "pretrain",
-    "refine",
+    "updates",
+    "problem",
+    "simulate",
+    "learn",
     "stable",
     "survival",
+    "metrics",
 )
 SHARED_BY_MODELS = ("models.basis", "models.edges", "models.messages")
 
@@ -84,9 +91,55 @@ def test_no_files_clocks_or_global_configuration(path):
     assert not calls & {"open", "print", "jax.config.update"}
 
 
-def test_public_names_exist():
+def test_public_names_exist_and_nothing_else_is_shown():
+    """Submodules too, after `import stablejax` alone; the names stand in the stub, and there only."""
+    assert set(dir(stablejax)) == set(stablejax.__all__)
+    assert not [name for name in dir(stablejax) if name.startswith("_")]
     for name in stablejax.__all__:
-        assert getattr(stablejax, name).__doc__
+        value = getattr(stablejax, name)
+        assert name == "OPEN" or value.__doc__
+    code = "import stablejax; print(stablejax.dynamics.langevin.__name__, stablejax.observables.structure.__name__)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["langevin", "stablejax.observables.structure"]
+
+
+def test_functions_are_short_and_classes_too():
+    """Bodies of at most 40 lines, docstring aside, and classes of at most 120."""
+    for path in [*MODULES, *(ROOT.parent / "experiments").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            is_list = path.name.startswith("generate_") or getattr(node, "name", "") == "get_config"
+            if isinstance(node, ast.FunctionDef) and not is_list:
+                assert body_lines(node) <= 40, f"{path.name}: {node.name} has {body_lines(node)} lines"
+            if isinstance(node, ast.ClassDef):
+                size = sum(body_lines(child) for child in node.body if isinstance(child, ast.FunctionDef))
+                assert size <= 120, f"{path.name}: {node.name} has {size} lines"
+
+
+def body_lines(node):
+    """Lines of a function without its signature, its docstring, and the functions within it that are counted alone."""
+    body = node.body[1:] if ast.get_docstring(node) else node.body
+    if not body:
+        return 0
+    inner = [child for child in body if isinstance(child, ast.FunctionDef)]
+    return body[-1].end_lineno - body[0].lineno + 1 - sum(child.end_lineno - child.lineno + 1 for child in inner)
+
+
+def test_public_functions_of_several_arguments_say_what_they_take():
+    """`Args` in every docstring of two or more arguments."""
+    missing = []
+    for path in MODULES:
+        tree = ast.parse(path.read_text())
+        classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+        found = [(path.name, node) for node in tree.body] + [
+            (f"{path.name} {cls.name}", node) for cls in classes for node in cls.body
+        ]
+        for where, node in found:
+            if not isinstance(node, ast.FunctionDef) or node.name.startswith("_") or path.name.startswith("_"):
+                continue
+            arguments = [a for a in (*node.args.args, *node.args.kwonlyargs) if a.arg not in ("self", "cls")]
+            if len(arguments) > 1 and "Args:" not in (ast.get_docstring(node) or ""):
+                missing.append(f"{where}: {node.name}")
+    assert not missing, missing
 
 
 def test_the_estimator_alone_needs_neither_models_nor_a_simulation_engine():
@@ -98,5 +151,5 @@ def test_the_estimator_alone_needs_neither_models_nor_a_simulation_engine():
 
 
 def test_unknown_names_are_named():
-    with pytest.raises(AttributeError, match="'stablejax' has no attribute 'boltzman_grad'"):
+    with pytest.raises(AttributeError, match="boltzman_grad"):
         stablejax.boltzman_grad  # noqa: B018

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
-from experiments.aspirin import build
+from experiments import systems
 from experiments.benchmarks import (
     estimator,
     md_accuracy,
@@ -162,8 +162,8 @@ def test_drift_and_spread_of_a_line_with_noise():
 
 def test_accuracy_of_the_fast_form(monkeypatch):
     config = tiny.get_config()
-    system = build(config)
-    params = system.potential.init(jax.random.key(0))
+    system = systems.build(config)
+    params = system.problem.potential.init(jax.random.key(0))
     monkeypatch.setattr(md_throughput, "pretrained_aspirin", lambda: (system, params))
     given = argparse.Namespace(replicas=4, force_replicas=2, force_ps=0.01, nve_ps=0.05, horizon_ps=0.01)
     rows = md_accuracy.run(given)

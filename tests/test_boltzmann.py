@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from stablejax import boltzmann_grad, boltzmann_value_and_grad, expectation, localized
-from stablejax.boltzmann import neighborhood_energies
+from stablejax.boltzmann import neighborhood_energies, parametric
 
 KT = 0.7
 
@@ -443,7 +443,7 @@ def test_a_sample_with_one_neighborhood_that_is_not_finite_is_excluded_whole():
             lambda x: expectation(harmonic, jnp.sin, kT=KT)(1.0, x, weight=jnp.ones(4)),
         ),
         (
-            "goes with one kT for each thermodynamic state, got a single kT",
+            "goes with one kT for each thermodynamic state, got only `state`",
             lambda x: expectation(harmonic, jnp.sin, kT=KT)(1.0, x, state=jnp.zeros(5, int)),
         ),
         (
@@ -455,7 +455,7 @@ def test_a_sample_with_one_neighborhood_that_is_not_finite_is_excluded_whole():
             lambda x: expectation(harmonic, jnp.sin, kT=[1.0, 2.0])(1.0, x, state=jnp.full(5, 2)),
         ),
         (
-            "`state` needs 5 integers",
+            "`state` needs integers of shape .5,., got shape .5,. of float32",
             lambda x: expectation(harmonic, jnp.sin, kT=[1.0, 2.0])(1.0, x, state=jnp.ones(5)),
         ),
         ("`kT` must be positive, got .1.0, -1.0.", lambda x: expectation(harmonic, jnp.sin, kT=[1.0, -1.0])),
@@ -496,3 +496,181 @@ for a, b in zip(jax.tree.leaves(jax.jit(sharded)(params, samples, mask)), jax.tr
 def test_sharded_over_eight_devices_is_single():
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     subprocess.run([sys.executable, "-c", SHARDED], env=environment, check=True)
+
+
+def estimates(fn, num_estimates=400, num=100, k=1.3, seed=20):
+    """Of independent sets of samples, with their mean's distance from `exact` in standard errors."""
+    values = np.asarray(jax.vmap(fn)(harmonic_samples(seed, (num_estimates, num), k)), float)
+    return values, values.std(ddof=1) / np.sqrt(num_estimates)
+
+
+OPTIONS = [{}, {"chunk_size": 30}]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_an_observable_that_knows_the_parameters_has_both_terms(options):
+    """⟨U⟩ = kT/2 whatever the stiffness; without ⟨∂g/∂θ⟩ its derivative would be −kT/2k."""
+    mean = expectation(harmonic, parametric(harmonic), kT=KT, **options)
+    for derivative in (jax.grad(mean), lambda k, s: jax.jvp(lambda k: mean(k, s), (k,), (1.0,))[1]):
+        values, error = estimates(lambda s, d=derivative: d(1.3, s))
+        assert abs(values.mean()) < 3.5 * error < 0.1 * KT / (2 * 1.3)
+    loss = boltzmann_value_and_grad(lambda m: m, harmonic, parametric(harmonic), kT=KT, **options)
+    samples = harmonic_samples(20, (100,), 1.3)
+    np.testing.assert_allclose(loss(1.3, samples), (mean(1.3, samples), jax.grad(mean)(1.3, samples)), rtol=1e-4)
+
+
+def test_the_virial_is_kT_for_any_parameters():
+    """⟨x ∂U/∂x⟩ = kT, for an anharmonic well too: its derivative in both parameters is 0."""
+    energy = lambda p, x: p["a"] * x**2 + p["b"] * x**4  # noqa: E731
+    params = {"a": jnp.float32(0.4), "b": jnp.float32(0.3)}
+    grid = jnp.linspace(-5, 5, 20001)
+    weight = jax.nn.softmax(-energy(params, grid) / KT)
+    samples = jax.random.choice(jax.random.key(5), grid, (400, 200), p=weight)
+    virial = expectation(energy, parametric(lambda p, x: x * jax.grad(energy, argnums=1)(p, x)), kT=KT)
+    means = np.asarray(jax.vmap(virial, (None, 0))(params, samples), float)
+    assert means.mean() == pytest.approx(KT, abs=4 * means.std() / 20)
+    for slope in jax.tree.leaves(jax.vmap(jax.grad(virial), (None, 0))(params, samples)):
+        assert abs(float(slope.mean())) < 3.5 * float(slope.std()) / 20 < 0.1
+
+
+def test_what_functions_close_over_is_differentiated_too():
+    """Nothing is lost in silence: a traced value inside energy or observable is a parameter."""
+    samples = harmonic_samples(6, (200,), 1.3)
+    expected = jax.grad(expectation(harmonic, parametric(harmonic), kT=KT))(1.3, samples)
+    by_closure = lambda k: expectation(harmonic, lambda x: harmonic(k, x), kT=KT)(k, samples)  # noqa: E731
+    alone = lambda k: expectation(lambda x: harmonic(k, x), lambda x: harmonic(k, x), kT=KT)(samples)  # noqa: E731
+    for fn in (by_closure, alone, jax.jit(by_closure)):
+        assert float(jax.grad(fn)(1.3)) == pytest.approx(float(expected), rel=1e-4, abs=1e-6)
+
+
+def test_parametric_terms_follow_masks_weights_states_and_neighborhoods():
+    """Against the two sums written out."""
+    rng = np.random.default_rng(0)
+    samples, weight = rng.normal(size=(60, 3)), rng.uniform(0.5, 2.0, (60, 3))
+    mask, state = rng.random((60, 3)) < 0.7, rng.integers(0, 2, 60)
+    kT = np.array([0.7, 1.1])
+    energies = lambda k, x: jnp.array([1.0, 2.0, 0.5]) * k * x**4  # noqa: E731
+    observable = lambda k, x: jnp.sin(k * x)  # noqa: E731
+    fit = boltzmann_value_and_grad(
+        lambda m: m[0] - 2 * m[1], localized(energies), parametric(observable), kT=kT, chunk_size=7
+    )
+    value, gradient = fit(1.3, np.where(mask, samples, 5.0), mask=mask, weight=weight, state=state)
+    means, slopes = [], []
+    for s in (0, 1):
+        p = weight * mask * (state == s)[:, None]
+        p = p / p.sum()
+        g, du, dg = np.sin(1.3 * samples), np.array([1.0, 2.0, 0.5]) * samples**4, samples * np.cos(1.3 * samples)
+        mean = (p * g).sum()
+        means.append(mean)
+        slopes.append((p * dg).sum() - ((p * (g - mean) * du).sum() / (1 - (p**2).sum())) / kT[s])
+    assert float(value) == pytest.approx(means[0] - 2 * means[1], rel=1e-4)
+    assert float(gradient) == pytest.approx(slopes[0] - 2 * slopes[1], rel=1e-4)
+
+
+def unlike(k, x):
+    """Two kinds of neighborhoods: a well of one dimension, and far away one of two, which holds twice the energy."""
+    return jnp.array([0.5 * k * x[0] ** 2, 0.5 * k * ((x[1] - 3.0) ** 2 + x[2] ** 2)])
+
+
+def of_each(x):
+    return x[:2] ** 2
+
+
+def unlike_samples(num=20_000, k=1.3):
+    normal = jax.random.normal(jax.random.key(7), (num, 3))
+    return normal * jnp.sqrt(KT / k) + jnp.array([0.0, 3.0, 0.0])
+
+
+@pytest.mark.parametrize("options", [{}, {"chunk_size": 3000}])
+def test_kinds_of_neighborhoods_are_centered_apart(options):
+    """Pooled, the difference of their means takes part in the covariance with the energy, and it is far off."""
+    samples, group = unlike_samples(), np.array([0, 1])
+    exact = -KT / 1.3**2
+    apart = expectation(localized(unlike, num_groups=2), of_each, kT=KT, **options)
+    np.testing.assert_allclose(apart(1.3, samples, group=group), [KT / 1.3, KT / 1.3 + 9], rtol=0.03)
+    found = np.asarray(jax.jacrev(apart)(1.3, samples, group=group))
+    np.testing.assert_allclose(found, exact, atol=0.08)
+    fit = boltzmann_value_and_grad(jnp.sum, localized(unlike, num_groups=2), of_each, kT=KT, **options)
+    each = jnp.broadcast_to(jnp.asarray(group), (len(samples), 2))
+    assert float(fit(1.3, samples, group=each)[1]) == pytest.approx(found.sum(), rel=1e-3)
+    pooled = float(jax.grad(expectation(localized(unlike), of_each, kT=KT))(1.3, samples))
+    assert abs(pooled - exact) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "`group` goes with `num_groups` of `localized`, got no `group`"),
+        ({"group": np.array([0, 2])}, "`group` has to be from 0 to 1"),
+        ({"group": np.array([0.0, 1.0])}, "integers"),
+    ],
+)
+def test_groups_that_cannot_be_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        expectation(localized(unlike, num_groups=2), of_each, kT=KT)(1.3, unlike_samples(10), **given)
+    with pytest.raises(ValueError, match="`group` goes with `num_groups`"):
+        expectation(localized(unlike), of_each, kT=KT)(1.3, unlike_samples(10), group=np.array([0, 1]))
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_crossed_halves_give_an_unbiased_gradient_of_a_loss_and_the_plain_form_does_not(options):
+    """The residual and the covariance of the same samples are correlated: at N = 40 by a sixth of the gradient."""
+    exact = 2 * (KT / 1.3 - 0.2) * -KT / 1.3**2
+    forms = {
+        crosses: boltzmann_value_and_grad(
+            lambda m: (m - 0.2) ** 2, harmonic, jnp.square, kT=KT, crosses_halves=crosses, **options
+        )
+        for crosses in (False, True)
+    }
+    found = {
+        crosses: estimates(lambda s, f=fit: f(1.3, s)[1], num_estimates=20_000, num=40)
+        for crosses, fit in forms.items()
+    }
+    values, error = found[True]
+    assert abs(values.mean() - exact) < 3.5 * error
+    plain, plain_error = found[False]
+    assert abs(plain.mean() - exact) > 10 * plain_error
+    assert values.std() < 1.1 * plain.std()
+    samples = harmonic_samples(20, (40,), 1.3)
+    assert float(forms[True](1.3, samples)[0]) == pytest.approx(float(forms[False](1.3, samples)[0]), rel=1e-5)
+
+
+def test_halves_are_what_the_caller_says():
+    """Alternating samples, written out."""
+    samples = np.asarray(harmonic_samples(8, (40,), 1.3), float)
+    half = np.arange(40) % 2
+    fit = boltzmann_value_and_grad(lambda m: (m - 0.2) ** 2, harmonic, jnp.square, kT=KT, crosses_halves=True)
+    mean = [np.mean(samples[half == h] ** 2) for h in (0, 1)]
+    slope = [-np.cov(samples[half == h] ** 2, 0.5 * samples[half == h] ** 2)[0, 1] / KT for h in (0, 1)]
+    expected = (mean[0] - 0.2) * slope[1] + (mean[1] - 0.2) * slope[0]
+    assert float(fit(1.3, samples, half=half)[1]) == pytest.approx(expected, rel=1e-4)
+    with pytest.raises(ValueError, match="`half` goes with `crosses_halves`"):
+        boltzmann_value_and_grad(jnp.square, harmonic, jnp.square, kT=KT)(1.3, samples, half=half)
+
+
+def test_temperature_may_be_traced_and_is_no_parameter():
+    samples = harmonic_samples(9, (500,), 1.3)
+    slope = lambda kT: jax.grad(expectation(harmonic, jnp.square, kT=kT))(1.3, samples)  # noqa: E731
+    found = jax.jit(jax.vmap(slope))(jnp.array([0.7, 1.4]))
+    np.testing.assert_allclose(found, [slope(0.7), slope(1.4)], rtol=1e-5)
+    assert float(found[0]) == pytest.approx(2 * float(found[1]), rel=1e-5)
+
+
+def test_second_derivatives_are_refused_instead_of_wrong():
+    samples = harmonic_samples(10, (500,), 1.3)
+    mean = expectation(harmonic, jnp.square, kT=KT)
+    fit = boltzmann_value_and_grad(jnp.square, harmonic, jnp.square, kT=KT)
+    for second in (jax.hessian(mean), jax.grad(jax.grad(mean)), jax.grad(lambda k, s: fit(k, s)[1])):
+        with pytest.raises(ValueError, match="expected first derivatives only"):
+            second(1.3, samples)
+
+
+def test_numpy_samples_in_chunks_are_those_of_jax():
+    samples = harmonic_samples(11, (50,), 1.3)
+    fit = boltzmann_value_and_grad(jnp.square, harmonic, jnp.square, kT=KT, chunk_size=8)
+    np.testing.assert_array_equal(fit(1.3, np.asarray(samples)), fit(1.3, samples))
+
+
+def test_masks_are_boolean():
+    with pytest.raises(ValueError, match="expected a boolean `mask`, got int"):
+        expectation(harmonic, jnp.square, kT=KT)(1.3, harmonic_samples(0, (9,), 1.3), mask=np.arange(9))

@@ -11,20 +11,9 @@ import pytest
 from ase.data import atomic_masses
 
 from experiments.benchmarks import models
-from stablejax import (
-    bind,
-    boltzmann_value_and_grad,
-    dynamics,
-    exact_form,
-    listed_form,
-    localized,
-    neighbor_lists,
-    tabulate,
-    tabulated_form,
-    units,
-)
-from stablejax.geometry import all_pairs
+from stablejax import Frame, bind, boltzmann_value_and_grad, dynamics, localized, tabulate, units
 from stablejax.observables import structure, transport
+from stablejax.space import all_pairs
 
 pytestmark = pytest.mark.filterwarnings("ignore:Explicitly requested dtype")
 KT = units.thermal_energy(500.0)
@@ -46,23 +35,17 @@ def cost(fn, *arguments):
 def md_step(system, name):
     """A step of Nosé–Hoover dynamics, thermostat included, in the form that is simulated."""
     case = models.SYSTEMS[system](1)
-    model = models.build_model(name, case.species)
-    if case.cell is None:
-        form = tabulated_form(model, case.species)
-    else:
-        lists = neighbor_lists(192, cutoff=model.cutoff, skin=0.1, num_pairs=6500, cell=case.cell)
-        form = listed_form(exact_form(bind(model, case.species, cell=case.cell)), lists)
-    params = jax.eval_shape(bind(model, case.species, cell=case.cell).init, jax.random.key(0))
+    potential = bind(models.build_model(name, case.species), case.species, space=case.space)
+    form = potential.fast() if case.cell is None else potential.with_lists(skin=0.1, num_pairs=6500)
+    params = jax.eval_shape(potential.init, jax.random.key(0))
     mass = jnp.asarray(atomic_masses[case.species], jnp.float32)
-    engine = dynamics.nose_hoover(
-        form.energy, mass, kT=KT, timestep=0.5 * units.FEMTOSECOND, damping_time=20 * units.FEMTOSECOND
-    )
+    times = dict(timestep=0.5 * units.FEMTOSECOND, damping_time=20 * units.FEMTOSECOND)
+    engine = dynamics.nose_hoover(form, mass, kT=KT, **times)
     prepared = jax.eval_shape(form.prepare, params)
     position = jax.ShapeDtypeStruct(case.position[0].shape, jnp.float32)
-    if form.lists is not None:
-        prepared = prepared, jax.eval_shape(form.lists.find, position)
-    state = jax.eval_shape(engine.init, jax.random.key(0), prepared, position)
-    return cost(engine.step, prepared, state)
+    listed = None if form.lists is None else jax.eval_shape(form.lists.init, position)
+    state = jax.eval_shape(engine.init, jax.random.key(0), position, prepared, listed)
+    return cost(engine.step, state, prepared, listed)
 
 
 def learning_gradient(chunk_size):
@@ -72,10 +55,14 @@ def learning_gradient(chunk_size):
     center = structure.bin_centers(10.0, 0.02)
     observable = structure.interatomic_distances(all_pairs(len(case.species)), center, smearing=0.01)
     fn = boltzmann_value_and_grad(
-        lambda mean: jnp.sum(mean**2), potential.energy, observable, kT=KT, chunk_size=chunk_size
+        lambda mean: jnp.sum(mean**2),
+        lambda params, frame: potential.energy(params, frame.position),
+        observable,
+        kT=KT,
+        chunk_size=chunk_size,
     )
     params = jax.eval_shape(potential.init, jax.random.key(0))
-    return cost(fn, params, jax.ShapeDtypeStruct((64, len(case.species), 3), jnp.float32))
+    return cost(fn, params, Frame(jax.ShapeDtypeStruct((64, len(case.species), 3), jnp.float32)))
 
 
 BOUNDS = {

@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 import tiny
 
-from experiments import systems, training
-from experiments.aspirin import build
+from experiments import systems
+from experiments.stages import stabilize
+from stablejax import stable
+from stablejax.learn import static_batch
 
 ROOT = Path(__file__).resolve().parents[1]
 COLLECTIVE = re.compile(
@@ -57,22 +59,27 @@ def sizes(shape):
 @pytest.fixture(scope="module")
 def stable_training():
     config = tiny.get_config()
-    system = build(config)
-    params = system.potential.init(jax.random.key(0))
-    state = training.init_stable(config, system, params)
-    return system, params, state, training.build_stable_training(config, system), config
+    system = systems.build(config)
+    params = system.problem.potential.init(jax.random.key(0))
+    state = stabilize.start(config, system, params)
+    settings = stabilize.settings_of(config, system)
+    made = stable.stable_training(system.problem, settings, execution=system.execution)
+    return system, params, state, made, settings
 
 
 def test_learning_step_holds_the_planned_collectives_only(stable_training):
     """One all-reduce of the mean observable, one of the gradient, one of four counts of replicas."""
-    system, params, state, made, config = stable_training
-    frames = systems.labeled(system, system.split.train[: config.stable.qm_batch_size])
+    system, params, state, made, settings = stable_training
+    frames = static_batch(system.problem, settings.learning, seed=0, cycle=0, epoch=0)
     compiled = jax.jit(made.learn).lower(state, frames).compile().as_text()
     found = [match.groups() for match in COLLECTIVE.finditer(compiled)]
     assert [kind for _, kind in found] == ["all-reduce"] * 3
-    observables = sum(leaf.size for leaf in jax.tree.leaves(system.reference))
+    observables = sum(leaf.size for leaf in jax.tree.leaves(system.problem.observables.reference))
     num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
-    assert sorted(sum(sizes(shape)) for shape, _ in found) == sorted([4, 2 * observables + 3, num_params + 1])
+    # Which of the two that the count of broken samples travels with is up to XLA.
+    counts, *others = sorted(sum(sizes(shape)) for shape, _ in found)
+    assert counts == 4 and sum(others) == 2 * observables + 3 + num_params + 1
+    assert abs(max(others) - max(2 * observables + 3, num_params)) <= 1
 
 
 def test_simulation_step_sums_counts_only(stable_training):

@@ -13,8 +13,9 @@ from jax_md import simulate
 
 from stablejax import dynamics, parallel, units
 from stablejax.dynamics import Integrator
-from stablejax.geometry import all_pairs, pair_distances
-from stablejax.types import RunningCriterion
+from stablejax.potential import from_energy
+from stablejax.space import OPEN, all_pairs
+from stablejax.types import StatefulCriterion
 
 KT = units.thermal_energy(500.0)
 STIFFNESS = 20.0  # eV/Å²
@@ -23,17 +24,21 @@ DT = 0.5 * units.FEMTOSECOND
 
 def make_integrator(kind, spring):
     if kind == "langevin":
-        return dynamics.langevin(spring.energy, spring.mass, kT=KT, timestep=DT, friction=1 / (50 * units.FEMTOSECOND))
-    return dynamics.nose_hoover(spring.energy, spring.mass, kT=KT, timestep=DT, damping_time=40 * units.FEMTOSECOND)
+        return dynamics.langevin(
+            spring.potential(), spring.mass, kT=KT, timestep=DT, friction=1 / (50 * units.FEMTOSECOND)
+        )
+    return dynamics.nose_hoover(
+        spring.potential(), spring.mass, kT=KT, timestep=DT, damping_time=40 * units.FEMTOSECOND
+    )
 
 
-def never(position):
-    return jnp.where(jnp.all(jnp.isfinite(position)), -1.0, jnp.nan)
+def never(frame):
+    return jnp.where(jnp.all(jnp.isfinite(frame.position)), -1.0, jnp.nan)
 
 
 def simulate_many(integrator, start, *, num_replicas, num_frames, steps_per_frame, stiffness=STIFFNESS, key=0):
     def one(key):
-        replica = dynamics.init_replica(integrator, key, stiffness, start)
+        replica = dynamics.init_replica(integrator, key, start, stiffness)
         return dynamics.sample(
             integrator, never, stiffness, replica, num_frames=num_frames, steps_per_frame=steps_per_frame
         )
@@ -47,11 +52,15 @@ class Cluster:
     mass = jnp.asarray(np.repeat([1.008, 12.011, 15.999], 4), jnp.float32)
     start = jnp.asarray(1.5 * np.random.default_rng(0).permutation(np.argwhere(np.ones((2, 2, 3)))), jnp.float32)
     pairs = all_pairs(12)
-    length = pair_distances(start, pairs)
+    length = OPEN.distances(start, pairs)
 
     @staticmethod
     def energy(stiffness, position):
-        return 0.5 * stiffness * jnp.sum((pair_distances(position, Cluster.pairs) - Cluster.length) ** 2)
+        return 0.5 * stiffness * jnp.sum((OPEN.distances(position, Cluster.pairs) - Cluster.length) ** 2)
+
+    @classmethod
+    def potential(cls):
+        return from_energy(cls.energy, num_atoms=12)
 
 
 def cluster_velocities(integrator):
@@ -61,10 +70,10 @@ def cluster_velocities(integrator):
     return trajectory.frame.velocity[:, 50:]
 
 
-@pytest.mark.parametrize(("kind", "num_removed"), [("langevin", 0), ("nose_hoover", 6)])
-def test_internal_temperature_is_the_requested_one_for_every_element(kind, num_removed):
+@pytest.mark.parametrize(("kind", "constrained_dof"), [("langevin", 0), ("nose_hoover", 6)])
+def test_internal_temperature_is_the_requested_one_for_every_element(kind, constrained_dof):
     velocity = cluster_velocities(make_integrator(kind, Cluster))
-    temperature = dynamics.kinetic_temperature(velocity, Cluster.mass, num_removed=num_removed) / KT
+    temperature = dynamics.kinetic_temperature(velocity, Cluster.mass, constrained_dof=constrained_dof) / KT
     error = standard_error(temperature.mean(axis=1))  # replicas are independent
     assert error < 0.005
     assert abs(float(temperature.mean()) - 1) < 0.01
@@ -74,12 +83,12 @@ def test_internal_temperature_is_the_requested_one_for_every_element(kind, num_r
             assert float(per_atom[element].mean()) == pytest.approx(1, abs=0.02)
 
 
-@pytest.mark.parametrize(("kind", "num_removed"), [("langevin", 0), ("nose_hoover", 6)])
-def test_the_start_is_as_warm_as_the_rest(kind, num_removed):
+@pytest.mark.parametrize(("kind", "constrained_dof"), [("langevin", 0), ("nose_hoover", 6)])
+def test_the_start_is_as_warm_as_the_rest(kind, constrained_dof):
     integrator = make_integrator(kind, Cluster)
-    start = jax.vmap(lambda key: integrator.init(key, 4.0, Cluster.start).velocity)
+    start = jax.vmap(lambda key: integrator.init(key, Cluster.start, 4.0, None).velocity)
     velocity = start(jax.random.split(jax.random.key(0), 4000))
-    temperature = dynamics.kinetic_temperature(velocity, Cluster.mass, num_removed=num_removed) / KT
+    temperature = dynamics.kinetic_temperature(velocity, Cluster.mass, constrained_dof=constrained_dof) / KT
     assert abs(float(temperature.mean()) - 1) < 4 * standard_error(temperature) < 0.02
 
 
@@ -87,12 +96,12 @@ def test_nose_hoover_of_jax_md_alone_is_hot():
     """The positive control: counting 3N degrees of freedom makes the 3N − 6 that move hot by 36/30."""
     ours = make_integrator("nose_hoover", Cluster)
 
-    def init(key, prepared, position):
-        state = ours.init(key, prepared, position)
+    def init(*given):
+        state = ours.init(*given)
         return state.set(chain=state.chain.set(degrees_of_freedom=3 * len(Cluster.mass)))
 
-    velocity = cluster_velocities(Integrator(init, ours.step))
-    temperature = dynamics.kinetic_temperature(velocity, Cluster.mass, num_removed=6) / KT
+    velocity = cluster_velocities(ours._replace(init=init))
+    temperature = dynamics.kinetic_temperature(velocity, Cluster.mass, constrained_dof=6) / KT
     assert float(temperature.mean()) == pytest.approx(1.2, abs=0.01)
 
 
@@ -131,7 +140,7 @@ def test_no_rotation_where_asked(spring):
 
 def test_nose_hoover_conserves_its_quantity(spring):
     integrator = make_integrator("nose_hoover", spring)
-    replica = dynamics.init_replica(integrator, jax.random.key(4), STIFFNESS, spring.start)
+    replica = dynamics.init_replica(integrator, jax.random.key(4), spring.start, STIFFNESS)
 
     def conserved(md):
         energy = simulate.nvt_nose_hoover_invariant(lambda position, **_: spring.energy(STIFFNESS, position), md, KT)
@@ -139,7 +148,7 @@ def test_nose_hoover_conserves_its_quantity(spring):
         return energy - 6 * KT * md.chain.position[0]
 
     invariant = jax.jit(conserved)
-    step = jax.jit(lambda md: jax.lax.fori_loop(0, 100, lambda _, m: integrator.step(STIFFNESS, m), md))
+    step = jax.jit(lambda md: jax.lax.fori_loop(0, 100, lambda _, m: integrator.step(m, STIFFNESS, None), md))
     values, md = [], replica.md
     for _ in range(40):
         values.append(float(invariant(md)))
@@ -150,24 +159,25 @@ def test_nose_hoover_conserves_its_quantity(spring):
 def scripted_integrator(nan_after=None):
     """Counts its steps in the position, so first passages are known."""
 
-    def init(key, prepared, position):
+    def init(key, position, prepared, listed):
         return simulate.NVEState(position, jnp.zeros_like(position), jnp.zeros_like(position), jnp.float32(1))
 
-    def step(prepared, state):
+    def step(state, prepared, listed):
         position = state.position + prepared
         if nan_after is not None:
             position = jnp.where(position > nan_after, jnp.nan, position)
         return state.set(position=position)
 
-    return Integrator(init, step)
+    nothing = from_energy(lambda params, position: jnp.sum(position), num_atoms=1)
+    return Integrator(nothing, init, step, constrained_dof=0)
 
 
 def above(level):
-    return lambda position: jnp.max(position) - level
+    return lambda frame: jnp.max(frame.position) - level
 
 
 def start_scripted(integrator):
-    return dynamics.init_replica(integrator, jax.random.key(0), 1.0, jnp.zeros((1, 3)))
+    return dynamics.init_replica(integrator, jax.random.key(0), jnp.zeros((1, 3)), 1.0)
 
 
 def test_first_passage_is_exact_and_freezes():
@@ -185,7 +195,7 @@ def test_stable_replica_takes_all_its_steps():
     assert (int(replica.step), bool(replica.is_unstable), float(replica.violation)) == (100, False, -900.0)
 
 
-def test_freeze_above_lets_a_replica_go_on_and_remembers():
+def test_freeze_above_lets_a_replica_go_on_and_keeps_its_violation():
     integrator = scripted_integrator()
     replica = dynamics.advance(integrator, above(36.5), 1.0, start_scripted(integrator), 100, freeze_above=10.0)
     assert (int(replica.step), bool(replica.is_unstable), bool(replica.is_frozen)) == (47, True, True)
@@ -222,7 +232,7 @@ def test_replicas_are_the_same_however_they_are_mapped(batch_size, is_sharded, s
     mesh = parallel.replica_mesh(jax.devices()[:2]) if is_sharded else None
 
     def one(stiffness, key):
-        replica = dynamics.init_replica(integrator, key, stiffness, spring.start)
+        replica = dynamics.init_replica(integrator, key, spring.start, stiffness)
         return dynamics.advance(integrator, never, stiffness, replica, 20)
 
     keys = jax.random.split(jax.random.key(5), 4)
@@ -238,7 +248,7 @@ def test_putting_frozen_replicas_aside_changes_nothing(batch_size, is_sharded, s
     integrator = make_integrator("langevin", spring)
     mesh = parallel.replica_mesh(jax.devices()[:2]) if is_sharded else None
     keys = jax.random.split(jax.random.key(5), 16)
-    start = jax.vmap(lambda key: dynamics.init_replica(integrator, key, STIFFNESS, spring.start))(keys)
+    start = jax.vmap(lambda key: dynamics.init_replica(integrator, key, spring.start, STIFFNESS))(keys)
 
     def one(stiffness, replica):
         return dynamics.sample(integrator, never, stiffness, replica, num_frames=2, steps_per_frame=3)
@@ -295,19 +305,21 @@ def test_same_key_same_bits(spring):
 
 def test_nose_hoover_needs_three_atoms():
     with pytest.raises(ValueError, match="needs at least 3 atoms"):
-        dynamics.nose_hoover(lambda p, x: jnp.sum(x), jnp.ones(2), kT=1.0, timestep=0.1, damping_time=1.0)
+        dynamics.nose_hoover(
+            from_energy(lambda p, x: jnp.sum(x), num_atoms=2), jnp.ones(2), kT=1.0, timestep=0.1, damping_time=1.0
+        )
 
 
 def counting_criterion(level):
-    """Unstable when so many steps have been seen since it began: what it knows is only in its memory."""
-    return RunningCriterion(
-        init=lambda: jnp.int32(0), update=lambda seen, position: (seen + 1, jnp.float32(seen + 1 - level) + 0.5)
+    """Unstable when so many steps have been seen since it began: what it knows is only in its state."""
+    return StatefulCriterion(
+        init=lambda frame: jnp.int32(0), step=lambda seen, frame: (seen + 1, jnp.float32(seen + 1 - level) + 0.5)
     )
 
 
-def test_criterion_remembers_from_one_call_to_the_next_and_forgets_at_a_restart():
+def test_state_of_a_criterion_is_kept_from_call_to_call_and_begins_again_at_a_restart():
     integrator, criterion = scripted_integrator(), counting_criterion(25)
-    replica = dynamics.init_replica(integrator, jax.random.key(0), 1.0, jnp.zeros((1, 3)), criterion)
+    replica = dynamics.init_replica(integrator, jax.random.key(0), jnp.zeros((1, 3)), 1.0, criterion)
     for until, step in ((10, 10), (20, 20), (30, 25)):
         replica = dynamics.advance(integrator, criterion, 1.0, replica, until)
         assert int(replica.step) == step
@@ -318,11 +330,11 @@ def test_criterion_remembers_from_one_call_to_the_next_and_forgets_at_a_restart(
     assert int(replica.step) == 50
 
 
-def test_memory_of_a_criterion_is_that_before_a_state_that_is_not_finite():
+def test_state_of_a_criterion_is_that_before_a_state_that_is_not_finite():
     integrator, criterion = scripted_integrator(nan_after=7.5), counting_criterion(25)
-    replica = dynamics.init_replica(integrator, jax.random.key(0), 1.0, jnp.zeros((1, 3)), criterion)
+    replica = dynamics.init_replica(integrator, jax.random.key(0), jnp.zeros((1, 3)), 1.0, criterion)
     replica = dynamics.advance(integrator, criterion, 1.0, replica, 30)
-    assert not bool(replica.is_finite) and int(replica.memory) == 7
+    assert not bool(replica.is_finite) and int(replica.criterion) == 7
 
 
 class FlexibleWater:
@@ -346,14 +358,18 @@ def test_modes_of_flexible_water_are_thermal_and_long_steps_read_cold_in_the_str
     """At full steps BAOAB's kinetic energy of a mode is low by the factor 1 − (ωΔt)²/4; its positions are right."""
     water, kT = FlexibleWater, units.thermal_energy(300.0)
     integrator = dynamics.langevin(
-        water.energy, water.mass, kT=kT, timestep=timestep_fs * units.FEMTOSECOND, friction=1 / (50 * units.FEMTOSECOND)
+        from_energy(water.energy, num_atoms=3),
+        water.mass,
+        kT=kT,
+        timestep=timestep_fs * units.FEMTOSECOND,
+        friction=1 / (50 * units.FEMTOSECOND),
     )
     steps_per_frame = round(25 / timestep_fs)
     _, (frame, is_valid) = simulate_many(
         integrator, water.start, num_replicas=256, num_frames=220, steps_per_frame=steps_per_frame
     )
     assert is_valid.all()
-    position, velocity = (np.asarray(x)[:, 20:] for x in frame)
+    position, velocity = (np.asarray(x)[:, 20:] for x in frame[:2])
     mass = np.asarray(water.mass)[:, None]
     center = (mass * velocity).sum(axis=2) / mass.sum()
     translation = mass.sum() * (center**2).sum(axis=-1).mean() / (3 * kT)
@@ -367,3 +383,90 @@ def test_modes_of_flexible_water_are_thermal_and_long_steps_read_cold_in_the_str
     frequency = np.sqrt(1059.162 * units.KCAL_PER_MOL / reduced) * units.FEMTOSECOND  # per fs
     assert stretch == pytest.approx(1 - (frequency * timestep_fs) ** 2 / 4, abs=0.02)
     assert (stretch < 0.93) == (timestep_fs == 1.0)
+
+
+FREE = from_energy(lambda params, position: 0.0 * params * jnp.sum(position), num_atoms=2)
+
+
+def test_free_particles_lose_their_velocity_by_the_friction_and_diffuse_by_einsteins_relation():
+    """⟨v(0) v(t)⟩ = kT/m exp(−γt), and the mean squared displacement grows by 6 kT/(mγ) t."""
+    friction, mass = 0.2, jnp.array([2.0, 5.0])
+    integrator = dynamics.langevin(FREE, mass, kT=KT, timestep=0.25, friction=friction)
+    _, (frame, _) = simulate_many(
+        integrator, jnp.zeros((2, 3)), num_replicas=512, num_frames=120, steps_per_frame=4, stiffness=0.0
+    )
+    velocity, position = np.asarray(frame.velocity), np.asarray(frame.position)
+    for lag in (3, 6):
+        decayed = (velocity[:, 20:-lag] * velocity[:, 20 + lag :]).mean(axis=(0, 1, 3))
+        np.testing.assert_allclose(decayed * mass / KT, np.exp(-friction * lag), atol=0.02)
+    msd = ((position[:, 60:] - position[:, :-60]) ** 2).sum(axis=-1).mean(axis=(0, 1))
+    expected = 6 * KT / (np.asarray(mass) * friction) * (60 - (1 - np.exp(-friction * 60)) / friction)
+    np.testing.assert_allclose(msd, expected, rtol=0.06)
+
+
+def test_temperature_may_be_traced():
+    """One program for many: ⟨x²⟩ = kT/k in a well."""
+    well = from_energy(lambda k, x: 0.5 * k * jnp.sum(x**2), num_atoms=1)
+
+    def spread(kT, key):
+        integrator = dynamics.langevin(well, jnp.ones(1), kT=kT, timestep=0.2, friction=1.0)
+        replica = dynamics.init_replica(integrator, key, jnp.zeros((1, 3)), 2.0)
+        _, (frame, _) = dynamics.sample(integrator, never, 2.0, replica, num_frames=200, steps_per_frame=10)
+        return jnp.mean(frame.position[20:] ** 2)
+
+    temperatures = jnp.array([0.05, 0.2])
+    keys = jax.random.split(jax.random.key(0), 64)
+    found = jax.jit(jax.vmap(jax.vmap(spread, (None, 0)), (0, None)))(temperatures, keys).mean(axis=1)
+    np.testing.assert_allclose(found, temperatures / 2.0, rtol=0.04)
+
+
+def test_a_momentum_that_is_not_finite_is_not_entered():
+    def step(state, prepared, listed):
+        broken = jnp.where(state.position[0, 0] > 4.5, jnp.nan, 1.0)
+        return state.set(position=state.position + prepared, momentum=state.momentum * broken)
+
+    integrator = scripted_integrator()._replace(step=step)
+    replica = dynamics.advance(integrator, above(1000), 1.0, start_scripted(integrator), 30)
+    assert (int(replica.step), bool(replica.is_finite), bool(replica.is_unstable)) == (6, False, True)
+    np.testing.assert_array_equal(replica.md.position, 5.0)
+
+
+def test_frames_carry_velocity_force_and_energy_to_the_criterion(spring):
+    """A replica is stopped by its energy, at the step at which it first exceeds a threshold."""
+    integrator = make_integrator("langevin", spring)
+    replica = dynamics.init_replica(integrator, jax.random.key(3), spring.start, STIFFNESS)
+    threshold = 6 * KT
+    stopped = jax.jit(
+        lambda r: dynamics.advance(integrator, lambda frame: frame.energy - threshold, STIFFNESS, r, 5000)
+    )(replica)
+    energy = float(spring.energy(STIFFNESS, stopped.md.position))
+    assert bool(stopped.is_unstable) and energy > threshold
+    assert float(stopped.violation) == pytest.approx(energy - threshold, rel=1e-3)
+    run = lambda r, n: dynamics.advance(integrator, never, STIFFNESS, r, n)  # noqa: E731
+    before = jax.jit(run)(replica, stopped.step - 1)
+    assert float(spring.energy(STIFFNESS, before.md.position)) <= threshold
+    seen = jax.jit(
+        lambda r: dynamics.advance(
+            integrator, lambda f: jnp.max(jnp.abs(f.force)) + jnp.max(jnp.abs(f.velocity)) - 1e6, STIFFNESS, r, 10
+        )
+    )(replica)
+    expected = jnp.max(jnp.abs(seen.md.force)) + jnp.max(jnp.abs(seen.md.velocity)) - 1e6
+    assert float(seen.violation) >= float(expected)
+
+
+def test_masses_of_the_chain_are_those_of_the_damping_time(spring):
+    """Q = kT τ², times the 3N − 6 degrees of freedom for the first (Martyna, Klein and Tuckerman 1992)."""
+    integrator = make_integrator("nose_hoover", spring)
+    md = integrator.init(jax.random.key(0), spring.start, STIFFNESS, None)
+    found = jax.jit(integrator.step)(md, STIFFNESS, None).chain.mass
+    np.testing.assert_allclose(found, KT * (40 * units.FEMTOSECOND) ** 2 * np.array([6, 1, 1]), rtol=1e-5)
+
+
+def test_chains_of_one_and_masses_of_others_are_refused(spring):
+    given = dict(kT=KT, timestep=DT)
+    with pytest.raises(ValueError, match="`chain_length` must be at least 2, got 1"):
+        dynamics.nose_hoover(spring.potential(), spring.mass, **given, damping_time=1.0, chain_length=1)
+    with pytest.raises(ValueError, match=r"expected masses of 4 atoms, got shape \(3,\)"):
+        dynamics.langevin(spring.potential(), spring.mass[:3], **given, friction=1.0)
+    with pytest.raises(ValueError, match="expected a positive `friction`, got 0"):
+        dynamics.langevin(spring.potential(), spring.mass, **given, friction=0.0)

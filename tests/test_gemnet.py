@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from stablejax import potential
-from stablejax.geometry import Pairs, all_pairs, pad_pairs, pair_distances, pair_vectors
 from stablejax.models import edges, gemnet
 from stablejax.models.gemnet import GemNetT
+from stablejax.space import OPEN, Pairs, all_pairs, pad_pairs, periodic
 
 
 def reference(shared):
@@ -34,9 +34,10 @@ def one_system(file, name):
 def test_authors_weights_give_their_energies_and_forces(name, shared, x64):
     file, model, params = reference(shared)
     species, cell, position, energies, force = one_system(file, name)
-    system = potential.bind(model, species, cell=cell)
+    space = OPEN if cell is None else periodic(cell)
+    system = potential.bind(model, species, space=space)
     every = all_pairs(len(species))
-    is_near = np.asarray(pair_distances(jnp.asarray(position), every, cell)) < 6.0
+    is_near = np.asarray(space.distances(jnp.asarray(position), every)) < 6.0
     pairs = Pairs(every.first[is_near], every.second[is_near])
 
     @jax.jit
@@ -85,7 +86,7 @@ def test_sum_over_other_edges_is_the_sum_over_triplets(is_known, x64, monkeypatc
     @jax.jit
     def fn(pairs):
         pairs = known if is_known else pairs
-        vector = pair_vectors(jnp.asarray(position), pairs)
+        vector = OPEN.vectors(jnp.asarray(position), pairs)
         of_pairs = edges.make_edges(pairs, vector, jnp.asarray(radial), num_atoms=num_atoms, max_degree=6, cutoff=9.0)
         return edges.sum_over_other_edges(jnp.asarray(x), jnp.asarray(weight), of_pairs)
 
@@ -109,7 +110,7 @@ def test_fitted_scales_keep_the_variance():
     model = GemNetT(num_blocks=1, atom_size=32, edge_size=32, triplet_size=16, bilinear_size=16)
     species, pairs = np.array([8, 1, 1] * 4), all_pairs(12)
     positions = jnp.asarray(1.5 * np.random.default_rng(0).normal(size=(3, 12, 3)), jnp.float32)
-    vectors = jax.vmap(lambda position: pair_vectors(position, pairs))(positions)
+    vectors = jax.vmap(lambda position: OPEN.vectors(position, pairs))(positions)
     params = jax.jit(model.init)(jax.random.key(0), species, pairs, vectors[0])
     fitted = gemnet.fit_scales(model, params, species, pairs, vectors)
 
@@ -131,10 +132,10 @@ def test_fitted_scales_are_near_the_authors(shared):
     """They fitted theirs to other frames of water, with other weights."""
     file, model, params = reference(shared)
     species, cell, position, *_ = one_system(file, "water-1")
-    every = all_pairs(len(species))
-    is_near = np.asarray(pair_distances(jnp.asarray(position), every, cell)) < model.cutoff
+    every, space = all_pairs(len(species)), periodic(cell)
+    is_near = np.asarray(space.distances(jnp.asarray(position), every)) < model.cutoff
     pairs = Pairs(every.first[is_near], every.second[is_near])
-    vector = pair_vectors(jnp.asarray(position, jnp.float32), pairs, cell)
+    vector = space.vectors(jnp.asarray(position, jnp.float32), pairs)
     fitted = gemnet.fit_scales(model.clone(scales=None), params, species, pairs, vector[None])
     np.testing.assert_allclose(fitted.scales, model.scales, rtol=0.08)
     assert np.ptp(np.log(fitted.scales)) > 2

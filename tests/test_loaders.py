@@ -14,9 +14,8 @@ from ase.io import write
 from experiments.configs import ac_ala3_nhme as peptide_config
 from experiments.configs import aspirin as aspirin_config
 from experiments.data import loaders
-from stablejax import stability, units
-from stablejax.geometry import Pairs
-from stablejax.observables import structure
+from stablejax import topology, units
+from stablejax.space import Pairs
 
 SPECIES = np.array([8, 1, 1])
 NUM = 20
@@ -272,38 +271,15 @@ def test_periodic_extended_xyz_says_whether_it_is_wrapped(tmp_path):
         load(path)
 
 
-def test_wrapped_molecules_are_made_whole(tmp_path):
-    rng = np.random.default_rng(0)
-    molecule = np.array([[0.0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
-    whole = rng.uniform(0, 8, (NUM, 2, 1, 3)) + molecule
-    position = whole.reshape(NUM, 6, 3)
-    changes = dict(z=np.tile(SPECIES, 2), F=rng.normal(size=(NUM, 6, 3)), cell=CELL)
-    bonds = Pairs(np.array([0, 0, 3, 3]), np.array([1, 2, 4, 5]))
-    dataset = load(written(tmp_path, R=position % 8.0, wrapped=True, **changes))
-    broken = np.linalg.norm(dataset.position[:, bonds.first] - dataset.position[:, bonds.second], axis=-1)
-    assert (broken > 2).any()
-    mended = loaders.make_whole(dataset, bonds)
-    assert not mended.is_wrapped
-    np.testing.assert_allclose(
-        mended.position[:, bonds.second] - mended.position[:, bonds.first],
-        position[:, bonds.second] - position[:, bonds.first],
-        atol=1e-5,
-    )
-    moved = (mended.position - dataset.position) / 8.0
-    np.testing.assert_allclose(moved, np.round(moved), atol=1e-5)
-    as_it_was = load(written(tmp_path, R=position, wrapped=False, **changes))
-    assert loaders.make_whole(as_it_was, bonds) is as_it_was
-
-
 def test_the_peptide_of_md22_can_be_read_and_has_the_geometry_of_ours(shared):
     dataset = load(shared / "data" / "md22_Ac-Ala3-NHMe_5frames.xyz", "kcal/mol")
     assert dataset.position.shape == (5, 42, 3)
-    bonds, length = stability.find_bonds(dataset.position, covalent_radii[dataset.species])
+    bonds, length = topology.find_bonds(dataset.position, covalent_radii[dataset.species])
     assert len(length) == 41
-    phi, psi = structure.backbone_dihedrals(dataset.species, bonds)
+    phi, psi = topology.backbone_dihedrals(dataset.species, bonds)
     assert len(phi) == len(psi) == 3
     ours = load(peptide_config.DATA)
-    our_bonds, our_length = stability.find_bonds(ours.position[::50], covalent_radii[ours.species])
+    our_bonds, our_length = topology.find_bonds(ours.position[::50], covalent_radii[ours.species])
 
     def by_kind(species, bonds, length):
         kinds = np.sort(species[np.stack(bonds)], axis=0).T

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stablejax.geometry import Pairs, all_pairs, pad_pairs
 from stablejax.models import messages
+from stablejax.space import Pairs, all_pairs, pad_pairs
 
 NUM_ATOMS = 5
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
@@ -15,21 +16,25 @@ from jax_md import energy as md_energy
 from jax_md import space
 
 from stablejax import potential
-from stablejax.geometry import Pairs, all_pairs, check_cell, nearest_image, neighbor_lists, pad_pairs, pair_distances
 from stablejax.models.gemnet import GemNetT
 from stablejax.models.nequip import NequIP
 from stablejax.models.schnet import SchNet
 from stablejax.potential import Potential
+from stablejax.space import OPEN, Pairs, all_pairs, pad_pairs, periodic
 
 SPECIES = np.array([6, 8, 1, 1, 6, 1, 8])
 CUTOFF = 4.0
+
+
+def of_others(species, init, atom_energies):
+    return potential.from_atom_energies(atom_energies, num_atoms=len(species), cutoff=CUTOFF, init=init)
 
 
 def lennard_jones(species, **_):
     """jax-md's classical pair potential as a potential of ours."""
     fn = md_energy.lennard_jones_pair(space.free()[0], r_onset=3.0, r_cutoff=CUTOFF, per_particle=True)
     init = lambda key: {"sigma": jnp.float32(1.3), "epsilon": jnp.float32(0.02)}  # noqa: E731
-    return Potential(init, lambda params, position, pairs=None: fn(position, **params))
+    return of_others(species, init, lambda params, position, _: fn(position, **params))
 
 
 def behler_parrinello(species, **_):
@@ -46,8 +51,8 @@ def behler_parrinello(species, **_):
         return nnx.split(fn.model, nnx.Param, ...)
 
     graph, _, rest = build(jax.random.key(0))
-    return Potential(
-        lambda key: build(key)[1], lambda params, position, pairs=None: nnx.merge(graph, params, rest)(position)[:, 0]
+    return of_others(
+        species, lambda key: build(key)[1], lambda params, position, _: nnx.merge(graph, params, rest)(position)[:, 0]
     )
 
 
@@ -114,7 +119,7 @@ def compiled(name, species):
 
 
 def with_compiled_energies(system):
-    return Potential(system.init, jax.jit(system.atom_energies))
+    return replace(system, evaluate=jax.jit(system.evaluate))
 
 
 def made(name, species=SPECIES, **options):
@@ -215,7 +220,7 @@ def test_padding_and_pairs_beyond_the_cutoff_change_nothing(name, position):
     system, params = made(name)
     spread = position * 1.8
     every = all_pairs(len(SPECIES))
-    is_near = np.asarray(pair_distances(spread, every)) < CUTOFF
+    is_near = np.asarray(OPEN.distances(spread, every)) < CUTOFF
     assert 0 < is_near.sum() < len(is_near)
     near = Pairs(every.first[is_near], every.second[is_near])
     fn = lambda pairs: jax.jit(jax.value_and_grad(system.energy, argnums=1))(params, spread, pairs)  # noqa: E731
@@ -261,7 +266,7 @@ def test_one_trace_and_frames_side_by_side_are_frames_in_turn(name, position):
 def test_periodic_images(name, position):
     cell = np.array([[9.0, 0.0, 0.0], [1.0, 10.0, 0.0], [-0.5, 0.7, 11.0]])
     open_system, params = made(name)
-    system, _ = made(name, cell=cell)
+    system, _ = made(name, space=periodic(cell))
     energies = system.atom_energies(params, position)
     np.testing.assert_allclose(energies, open_system.atom_energies(params, position), atol=2e-5)  # fits into the cell
     moved = position.at[2].add(jnp.asarray(cell[0] - 2 * cell[1], jnp.float32))
@@ -270,36 +275,14 @@ def test_periodic_images(name, position):
     assert outside > 1e-3 * jnp.abs(energies).max()
 
 
-def test_nearest_image_is_the_nearest():
-    cell = np.array([[9.0, 0.0, 0.0], [1.0, 10.0, 0.0], [-0.5, 0.7, 11.0]])
-    assert check_cell(cell, cutoff=4.4).shape == (3, 3)
-    vector = np.random.default_rng(0).uniform(-20, 20, (500, 3))
-    images = np.array([[i, j, k] for i in range(-4, 5) for j in range(-4, 5) for k in range(-4, 5)]) @ cell
-    nearest = np.linalg.norm(vector[:, None] + images, axis=-1).min(axis=1)
-    ours = np.linalg.norm(nearest_image(jnp.asarray(vector), cell), axis=-1)
-    is_within = nearest < 4.4
-    assert is_within.sum() > 50
-    np.testing.assert_allclose(ours[is_within], nearest[is_within], atol=1e-4)
-
-
-def test_nearest_images_take_no_products_of_matrices():
-    """Accelerators round the factors of these: an image would be some 0.01 Å off."""
-    vector, cell = jnp.ones((5, 3)), np.array([[9.0, 0.0, 0.0], [1.0, 10.0, 0.0], [-0.5, 0.7, 11.0]])
-    assert "dot_general" not in str(jax.make_jaxpr(lambda v: nearest_image(v, cell))(vector))
-
-
 @our_models
 @pytest.mark.parametrize(
-    ("message", "options"),
-    [
-        ("smallest height is 7.000 Å, which is less than twice the cutoff of 4 Å", {"cell": np.diag([9.0, 7.0, 9.0])}),
-        ("smallest height is 7.757 Å", {"cell": np.array([[9.5, 0.0, 0.0], [4.75, 9.5, 0.0], [4.75, 0.0, 9.5]])}),
-        (r"needs the three lattice vectors in rows, \[3, 3\], got shape \(3,\)", {"cell": np.ones(3)}),
-    ],
+    ("reach", "cell"),
+    [("3.500", np.diag([9.0, 7.0, 9.0])), ("3.878", np.array([[9.5, 0, 0], [4.75, 9.5, 0], [4.75, 0, 9.5]]))],
 )
-def test_cells_that_are_too_small_are_refused(name, message, options):
-    with pytest.raises(ValueError, match=message):
-        made(name, **options)
+def test_cells_that_are_too_small_are_refused(name, reach, cell):
+    with pytest.raises(ValueError, match=f"`bind`: expected distances of at most {reach} Å, .*, got 4 Å"):
+        made(name, space=periodic(cell))
 
 
 @our_models
@@ -323,36 +306,36 @@ def test_a_scale_multiplies_the_energy_of_each_atom(name, position):
     )
 
 
-def test_form_over_a_neighbor_list_is_the_potential_itself_and_says_when_it_is_not():
+@pytest.mark.parametrize("scale", [2.0, np.linspace(0.5, 2.0, 90)])
+@pytest.mark.parametrize("is_fast", [False, True])
+def test_forms_are_the_potential_itself_and_say_where_they_are_not(is_fast, scale):
     """In a cell, exact and with tables; where pairs may be missing energy and forces are not numbers."""
     rng = np.random.default_rng(0)
-    model, species, cell = SchNet(num_features=8, num_filters=8, num_blocks=1), np.tile([8, 1, 1], 30), 12.0 * np.eye(3)
+    model, species = SchNet(num_features=8, num_filters=8, num_blocks=1), np.tile([8, 1, 1], 30)
     position = jnp.asarray(12.0 * rng.random((90, 3)), jnp.float32)
-    system = potential.bind(model, species, cell=cell, scale=2.0)
+    system = potential.bind(model, species, space=periodic(12.0 * np.eye(3)), scale=scale)
     params = system.init(jax.random.key(0))
-    reach = dict(cutoff=model.cutoff, skin=0.5, cell=cell)
-    num_near = int((pair_distances(position, all_pairs(90), cell) < 5.5).sum())
+    num_near = int((system.space.distances(position, all_pairs(90)) < 5.5).sum())
     assert 500 < num_near < 0.6 * 90 * 89 / 2
-    exact, exact_forces = potential.energy_and_forces(system.energy)(params, position)
-    tabulated = potential.tabulated_form(model, species, cell=cell, scale=2.0)
-    for whole, tolerance in ((potential.exact_form(system), 1e-5), (tabulated, 2e-4)):
-        for places in (num_near, num_near + 50):
-            lists = neighbor_lists(90, num_pairs=places, **reach)
-            form = potential.listed_form(whole, lists)
-            energy_and_forces = jax.jit(potential.energy_and_forces(form.energy))
-            prepared, listed = form.prepare(params), lists.find(position)
-            energy, forces = energy_and_forces((prepared, listed), position)
-            np.testing.assert_allclose(energy, exact, rtol=1e-5)
-            np.testing.assert_allclose(forces, exact_forces, atol=tolerance)
-            moved = position.at[3, 0].add(0.24)
-            np.testing.assert_allclose(
-                energy_and_forces((prepared, listed), moved)[0], system.energy(params, moved), rtol=1e-5
-            )
-            assert np.isnan(energy_and_forces((prepared, listed), position.at[3, 0].add(0.26))[1]).all()
-    overfull = neighbor_lists(90, num_pairs=num_near - 1, **reach)
-    energy, forces = potential.energy_and_forces(potential.listed_form(whole, overfull).energy)(
-        (prepared, overfull.find(position)), position
+    exact, exact_forces = system.energy_and_forces(params, position)
+    whole, tolerance = (system.fast(), 2e-4) if is_fast else (system, 1e-5)
+    np.testing.assert_allclose(whole.energy(params, position), exact, rtol=1e-5)
+    for capacity in (num_near, num_near + 50):
+        form = whole.with_lists(skin=0.5, num_pairs=capacity)
+        energy_and_gradient = jax.jit(jax.value_and_grad(form.prepared_energy, argnums=1))
+        prepared, listed = form.prepare(params), form.lists.init(position)
+        energy, gradient = energy_and_gradient(prepared, position, listed)
+        np.testing.assert_allclose(energy, exact, rtol=1e-5)
+        np.testing.assert_allclose(-gradient, exact_forces, atol=2 * tolerance)
+        moved = position.at[3, 0].add(0.24)
+        energy, _ = energy_and_gradient(prepared, moved, listed)
+        np.testing.assert_allclose(energy, system.energy(params, moved), rtol=1e-5)
+        assert np.isnan(energy_and_gradient(prepared, position.at[3, 0].add(0.26), listed)[1]).all()
+    short = whole.with_lists(skin=0.5, num_pairs=num_near - 1)
+    energy, gradient = jax.value_and_grad(short.prepared_energy, argnums=1)(
+        prepared, position, short.lists.init(position)
     )
-    assert np.isnan(energy) and np.isnan(forces).all()
-    np.testing.assert_allclose(potential.over_near_pairs(system, lists).energy(params, position), exact, rtol=1e-5)
-    assert np.isnan(potential.over_near_pairs(system, overfull).energy(params, position))
+    assert np.isnan(energy) and np.isnan(gradient).all()
+    np.testing.assert_allclose(form.energy(params, position), exact, rtol=1e-5)
+    assert np.isnan(short.energy(params, position))
+    np.testing.assert_allclose(short.with_longer_lists().energy(params, position), exact, rtol=1e-5)

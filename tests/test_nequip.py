@@ -12,6 +12,7 @@ import pytest
 from stablejax import potential
 from stablejax.models import nequip
 from stablejax.models.nequip import NequIP
+from stablejax.space import periodic
 
 ELEMENTS = (1, 6, 7, 8)
 
@@ -77,12 +78,13 @@ def test_import_names_what_is_wrong(shared):
 def test_tabulated_forces_are_the_exact_ones(max_degree):
     species = np.array([6, 8, 1, 1, 7, 1])
     model = NequIP(ELEMENTS, num_features=8, num_layers=2, max_degree=max_degree)
-    options = {"cell": 11.0 * np.eye(3), "scale": np.linspace(0.5, 2.0, 6)}
-    system, form = potential.bind(model, species, **options), potential.tabulated_form(model, species, **options)
+    options = {"space": periodic(11.0 * np.eye(3)), "scale": np.linspace(0.5, 2.0, 6)}
+    system = potential.bind(model, species, **options)
+    form = system.fast()
     params = jax.jit(system.init)(jax.random.key(0))
     position = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)) * 1.5, jnp.float32).at[0].add(11.0)
     energy, force = jax.jit(potential.energy_and_forces(system.energy))(params, position)
-    fast = jax.jit(potential.energy_and_forces(form.energy))(jax.jit(form.prepare)(params), position)
+    fast = jax.jit(potential.energy_and_forces(form.prepared_energy))(jax.jit(form.prepare)(params), position)
     assert float(fast[0]) == pytest.approx(float(energy), abs=1e-5)
     assert np.abs(fast[1] - force).max() < 1e-4 * np.abs(force).max()
 

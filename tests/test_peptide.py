@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from experiments import pipeline
-from experiments.ac_ala3_nhme import build
+from experiments import pipeline, systems
 from experiments.configs import ac_ala3_nhme as peptide_config
 from experiments.configs import ac_ala3_nhme_paper
 from stablejax.models.nequip import NequIP
@@ -25,18 +24,23 @@ def test_record_and_page_have_the_backbone_and_distances_to_15_A(tmp_path):
     config.evaluate.num_replicas = 2
     config.evaluate.horizon_ps, config.evaluate.chunk_ps = 0.08, 0.04
     config.evaluate.vacf_window_fs = 20.0
-    record = pipeline.run(config, build)
+    record = pipeline.run(config)
     rows = {(row["metric"], row.get("phase")): row for row in record["rows"]}
     for phase in ("before", "after"):
         assert 0 < rows["ramachandran_distance", phase]["value"] <= 1
         assert np.isfinite(rows["h_r_mae", phase]["value"])
         assert np.isfinite(rows["vacf_mae", phase]["value"])
     page = (tmp_path / "report.html").read_text()
-    assert "Ramachandran map, fraction of residues elsewhere than in the reference" in page
-    system = build(config)
-    assert {"1-7, 1", "1-7, 2", "1-7, 3", "bond_variance"} <= system.reference.keys()  # H-N: bonded, an angle, further
-    assert "7-8, 1" not in system.reference
-    (profile,) = system.profiles.values()
+    assert "Ramachandran map, total-variation distance from the reference" in page
+    system = systems.build(config)
+    assert {
+        "1-7, 1",
+        "1-7, 2",
+        "1-7, 3",
+        "bond_variance",
+    } <= system.problem.observables.reference.keys()  # H-N: bonded, an angle, further
+    assert "7-8, 1" not in system.problem.observables.reference
+    (profile,) = system.evaluation.profiles.values()
     assert profile.x[0] < 0.2 and 14.8 < profile.x[-1] < 15.2
 
 

@@ -45,15 +45,10 @@ def change(metric, form, scale=1.0):
     return before_and_after(metric, lambda row: form.format(scale * row["value"]))
 
 
-def ratio(find):
-    row = find("ratio_median_first_passage")
-    return f"{'at least ' * row['censored']}{row['value']:.1f} ({row['low']:.1f} to {row['high']:.1f})"
-
-
 with_error = partial(report.with_error, form="{:.2f}")
 STABILITY = [
     ("median stable time (ps)", before_and_after("median_first_passage_ps", report.with_interval)),
-    ("times longer", ratio),
+    ("times as long", report.with_ratio),
     ("log-rank p", lambda find: f"{find('logrank_p')['value']:.0e}"),
     ("unstable at the end (%)", change("fraction_unstable_at_horizon", "{:.0f}", 100)),
     ("force MAE (eV/Å)", change("force_mae_eV_per_A", "{:.3f}")),
@@ -69,13 +64,13 @@ ASPIRIN = [*STABILITY, ("h(r) MAE (1/Å)", change("h_r_mae", "{:.4f}")), *MOTION
 PEPTIDE = [
     *STABILITY,
     ("h(r) MAE (1/Å)", change("h_r_mae", "{:.4f}")),
-    ("Ramachandran map, residues elsewhere (fraction)", change("ramachandran_distance", "{:.2f}")),
+    ("Ramachandran map, total-variation distance", change("ramachandran_distance", "{:.2f}")),
     *MOTION,
 ]
 WATER = [
     *STABILITY,
     *((f"g(r) of {kind}, MAE", change(f"rdf_{kind.lower()}_mae", "{:.3f}")) for kind in ("OO", "OH", "HH")),
-    ("g(r) of OH, largest where the reference has none", change("rdf_oh_spike", "{:.3f}")),
+    ("g(r) of OH, spurious peak where the reference has none", change("rdf_oh_spike", "{:.3f}")),
     ("diffusivity by displacement (1e-9 m²/s)", before_and_after("diffusivity_1e-9_m2_per_s", with_error)),
     ("the same by Green–Kubo", before_and_after("diffusivity_green_kubo_1e-9_m2_per_s", with_error)),
     *MOTION,

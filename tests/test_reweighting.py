@@ -1,4 +1,4 @@
-"""Weights of samples: perturbation, effective size, balanced choice."""
+"""Weights of samples: perturbation, temperature, effective size."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stablejax import boltzmann_value_and_grad, expectation
-from stablejax.reweighting import balanced_subsample, effective_sample_size, perturbation_weights, sample_energies
+from stablejax.reweighting import effective_sample_size, perturbation_weights, sample_energies, temperature_weights
 
 KT = 0.7
 
@@ -77,28 +77,31 @@ def test_weights_do_not_overflow():
     np.testing.assert_array_equal(weight, [1.0, 0.0])
 
 
-def test_balanced_subsample_takes_as_many_of_each_bin():
-    value = jnp.concatenate([jax.random.uniform(jax.random.key(0), (900,)), jnp.array([1.5, 1.6, 2.5, jnp.nan, -1.0])])
-    index, mask = balanced_subsample(jax.random.key(1), value, jnp.array([0.0, 1.0, 2.0, 3.0]), num_per_bin=2)
-    chosen = np.asarray(value)[np.asarray(index)]
-    np.testing.assert_array_equal(mask, [True, True, True, True, True, False])
-    assert len(set(np.asarray(index)[np.asarray(mask)].tolist())) == 5
-    assert (chosen[:2] < 1).all() and sorted(chosen[2:4].tolist()) == pytest.approx([1.5, 1.6]) and chosen[4] == 2.5
-    # Every member of a bin is as likely as any other.
-    keys = jax.random.split(jax.random.key(2), 4000)
-    first = jax.vmap(lambda key: balanced_subsample(key, value[895:902], jnp.array([0.0, 1.0]), num_per_bin=2)[0])(keys)
-    counts = np.bincount(np.asarray(first).ravel(), minlength=7)
-    assert counts[5:].sum() == 0
-    assert np.all(np.abs(counts[:5] / 4000 - 0.4) < 4 * np.sqrt(0.4 * 0.6 / 4000))
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", [0, 1])
+def test_samples_without_a_finite_energy_weigh_nothing_and_spoil_no_other(broken, where):
+    energies = [np.array([0.1, 0.2, 0.3]), np.array([0.3, 0.2, 0.1])]
+    expected = np.asarray(perturbation_weights(*energies, kT=KT))
+    spoiled = [np.append(one, broken if which == where else 0.0) for which, one in enumerate(energies)]
+    weight = perturbation_weights(*spoiled, kT=KT)
+    np.testing.assert_allclose(weight, [*expected, 0.0], rtol=1e-6)
+    assert float(expected.max()) == 1.0
 
 
-def test_a_value_on_an_edge_is_in_the_upper_bin_only():
-    value, edges = jnp.array([1.0, 2.0]), jnp.array([0.0, 1.0, 2.0])
-    index, mask = balanced_subsample(jax.random.key(0), value, edges, num_per_bin=1)
-    assert mask.tolist() == [False, True]
-    assert int(index[1]) == 0
+def test_where_nothing_is_finite_nothing_is_worth_anything():
+    weight = perturbation_weights(jnp.full(3, jnp.nan), jnp.zeros(3), kT=KT)
+    np.testing.assert_array_equal(weight, 0)
+    assert float(effective_sample_size(weight)) == 0.0
 
 
-def test_balanced_subsample_refuses_what_makes_no_sense():
-    with pytest.raises(ValueError, match="at least 2 `edges` and 1 <= num_per_bin <= 3 samples, got 2 edges"):
-        balanced_subsample(jax.random.key(0), jnp.ones(3), jnp.array([0.0, 1.0]), num_per_bin=4)
+def test_samples_of_one_temperature_give_the_means_of_another():
+    """⟨x²⟩ = kT/k: from 0.7 to 0.5, and the other way where hardly a sample is worth anything."""
+    samples = samples_at(1.3, (200_000,))
+    weight = temperature_weights(harmonic(1.3, samples), sampled_kT=KT, kT=0.5)
+    mean = expectation(harmonic, jnp.square, kT=0.5)(1.3, samples, weight=weight)
+    assert float(mean) == pytest.approx(0.5 / 1.3, rel=0.01)
+    share = float(effective_sample_size(weight)) / len(samples)
+    ratio = 0.5 / KT
+    assert share == pytest.approx(np.sqrt(2 * ratio - ratio**2) / ratio * ratio / 1, rel=0.2)
+    far = temperature_weights(harmonic(1.3, samples), sampled_kT=KT, kT=KT / 50)
+    assert float(effective_sample_size(far)) < 0.25 * len(samples)

@@ -124,9 +124,9 @@ def test_tabulated_forces_converge_to_the_exact_ones_as_the_cube(bound):
     exact = jax.vmap(potential.energy_and_forces(system.energy), (None, 0))(params, positions)
 
     def error(num_intervals):
-        form = potential.tabulated_form(model, SPECIES, num_intervals=num_intervals)
+        form = system.fast(num_intervals)
         prepared = form.prepare(params)
-        energy, force = jax.vmap(potential.energy_and_forces(form.energy), (None, 0))(prepared, positions)
+        energy, force = jax.vmap(potential.energy_and_forces(form.prepared_energy), (None, 0))(prepared, positions)
         np.testing.assert_allclose(energy, exact[0], atol=2e-3)
         return np.asarray(force - exact[1])
 
@@ -137,9 +137,9 @@ def test_tabulated_forces_converge_to_the_exact_ones_as_the_cube(bound):
 
 def test_tabulated_forces_of_the_released_model_are_within_float32(shared):
     file, model, params = released(shared)
-    form = potential.tabulated_form(model, file["atomic_numbers"])
+    form = potential.bind(model, file["atomic_numbers"]).fast()
     prepared = form.prepare(jax.tree.map(jnp.asarray, params))
-    force = jax.vmap(potential.energy_and_forces(form.energy), (None, 0))(
+    force = jax.vmap(potential.energy_and_forces(form.prepared_energy), (None, 0))(
         prepared, jnp.asarray(file["positions"], jnp.float32)
     )[1]
     assert np.abs(force - file["forces"]).max() < 5e-5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,13 @@ import numpy as np
 import pytest
 from test_experiments import tiny
 
-from experiments import evaluation, memory, systems, training
-from experiments.aspirin import build
+from experiments import memory, systems
+from experiments.data import loaders
 from experiments.progress import Progress
-from stablejax import losses
+from experiments.stages import evaluate, pretrain, stabilize
+from stablejax import losses, stable
+from stablejax.problem import Problem
+from stablejax.types import Frame
 
 
 @pytest.fixture(scope="module")
@@ -23,36 +27,34 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def system(config):
-    return build(config)
+    return systems.build(config)
 
 
 def test_energies_are_relative_to_the_training_set(system):
-    energy = systems.labeled(system, system.split.train).energy
+    energy = system.data.labeled(system.data.split.train).energy
     assert energy.dtype == np.float32
     assert float(jnp.abs(energy).max()) < 2.0  # of thousands of eV
     assert float(jnp.mean(energy)) == pytest.approx(0, abs=1e-4)
 
 
 def test_criteria_weights_and_references_are_those_of_the_config(config, system):
-    frames = system.dataset.position[:50]
-    stretched = frames[0].copy()
+    stretched = system.data.dataset.position[0].copy()
     stretched[0] += 100.0
     settings = config.stability
-    difference = system.train_criterion(stretched) - system.evaluate_criterion(stretched)
+    difference = system.problem.criterion(Frame(stretched)) - system.evaluation.criterion(Frame(stretched))
     assert float(difference) == pytest.approx(settings.evaluate_threshold_A - settings.train_threshold_A, abs=1e-3)
     assert system.freeze_above == pytest.approx(settings.learn_threshold_A - settings.train_threshold_A)
-    kinds = set(system.reference) - {"bond_variance"}
+    _, reference, weight = system.problem.observables
+    kinds = set(reference) - {"bond_variance"}
     assert kinds == {"1-1", "1-6", "1-8", "6-6", "6-8", "8-8"}
     width = config.observable.width_A
-    assert [system.observable_weight[kind] for kind in kinds] == pytest.approx(
-        [config.observable.weight * width / 6] * 6
-    )
-    assert all(float(system.reference[kind].sum() * width) == pytest.approx(1, abs=0.02) for kind in kinds)
-    np.testing.assert_allclose(system.reference["bond_variance"], 1.0, rtol=1e-3)
-    assert system.observable_weight["bond_variance"] == pytest.approx(3.0 / len(system.reference["bond_variance"]))
+    assert [weight[kind] for kind in kinds] == pytest.approx([config.observable.weight * width / 6] * 6)
+    assert all(float(reference[kind].sum() * width) == pytest.approx(1, abs=0.02) for kind in kinds)
+    np.testing.assert_allclose(reference["bond_variance"], 1.0, rtol=1e-3)
+    assert weight["bond_variance"] == pytest.approx(3.0 / len(reference["bond_variance"]))
 
 
-def test_pretraining_keeps_the_best_parameters_not_the_last(config, system, tmp_path):
+def test_pretraining_keeps_the_best_parameters_not_the_last(config, system, tmp_path, monkeypatch):
     config = config.copy_and_resolve_references()
     config.pretrain.num_steps, config.pretrain.steps_per_validation = 60, 5
     config.pretrain.learning_rate, config.pretrain.average_decay = 0.1, 0.0
@@ -62,40 +64,99 @@ def test_pretraining_keeps_the_best_parameters_not_the_last(config, system, tmp_
         target = 1.0 if len(frames.energy) == config.data.num_validation else 3.0
         return (param - target) ** 2, losses.LabelErrors(jnp.float32(0), jnp.float32(0))
 
-    one_number = system.potential._replace(init=lambda key: jnp.float32(0))
+    one_number = replace(system.problem.potential, init=lambda key: jnp.float32(0))
+    monkeypatch.setattr(Problem, "qm_loss", lambda problem: loss)
+    trained = system._replace(problem=system.problem._replace(potential=one_number))
     progress = Progress(tmp_path / "metrics.jsonl", io.StringIO())
     progress.stage("pretraining")
-    best = training.run_pretraining(config, system._replace(potential=one_number, qm_loss=loss), progress)
+    best = pretrain.run_pretraining(config, trained, progress)
     assert float(best) == pytest.approx(1, abs=0.3)
 
 
-def test_the_gradient_of_the_observable_is_clipped_where_asked(config):
-    settings = config.stable.copy_and_resolve_references()
-    for norm, expected in ((5.0, [5.0 + 10.0 * 1.0]), (0.0, [50.0 + 10.0 * 1.0])):
-        settings.observable_clip_norm, settings.qm_weight = norm, 10.0
-        np.testing.assert_allclose(training._combination(settings)(jnp.array([50.0]), jnp.array([1.0])), expected)
+def test_settings_of_the_library_are_those_of_the_config(config, system):
+    changed = config.copy_and_resolve_references()
+    changed.stable.observable_clip_norm, changed.stable.qm_weight, changed.stable.qm_batch_size = 5.0, 7.0, 3
+    changed.stable.max_simulation_ps = 0.025  # two and a half times t
+    settings = stabilize.settings_of(changed, system)
+    optimization = settings.learning.optimization
+    assert (optimization.observable_clip_norm, optimization.qm_weight, optimization.qm_batch_size) == (5.0, 7.0, 3)
+    assert settings.simulation.max_searches == 3
+    assert settings.learning.freeze_above == system.freeze_above
+    changed.stable.observable_clip_norm = 0.0
+    assert stabilize.settings_of(changed, system).learning.optimization.observable_clip_norm == np.inf
+
+
+def test_reference_is_of_frames_that_are_not_held_out(config, system):
+    """Neither test frames nor others of their trajectories; all that are left, or as many as asked for."""
+    data = system.data
+    run = data.dataset.trajectory
+    assert not set(run[data.reference]) & set(run[data.split.test])
+    assert set(data.split.train) | set(data.split.validation) <= set(data.reference)
+    assert len(data.reference) > 1000
+    few = loaders.reference_frames(data.dataset, data.split, num=7, seed=0)
+    assert len(set(few)) == 7 and set(few) <= set(data.reference)
+    for num, message in ((10**6, "asks for 1000000 frames"),):
+        with pytest.raises(ValueError, match=message):
+            loaders.reference_frames(data.dataset, data.split, num=num, seed=0)
+    alone = data.dataset._replace(trajectory=None)
+    left = loaders.reference_frames(alone, data.split, num=0, seed=0)
+    assert len(left) == len(alone.position) - len(data.split.test)
+
+
+def test_frames_that_are_held_out_change_no_reference(config, system, tmp_path):
+    """Test frames are moved far apart: criteria and what is trained on stay as they were."""
+    data = system.data
+    with np.load(config.data.path) as file:
+        arrays = dict(file)
+    held_out = np.setdiff1d(np.arange(len(arrays["R"])), data.reference)
+    arrays["R"] = arrays["R"].copy()
+    arrays["R"][held_out] *= 1.01
+    np.savez(tmp_path / "moved.npz", **arrays)
+    changed = config.copy_and_resolve_references()
+    changed.data.path = str(tmp_path / "moved.npz")
+    other = systems.build(changed)
+    jax.tree.map(
+        np.testing.assert_array_equal, other.problem.observables.reference, system.problem.observables.reference
+    )
+    frame = Frame(jnp.asarray(data.dataset.position[0]))
+    assert float(other.problem.criterion(frame)) == float(system.problem.criterion(frame))
+    reported = [one.evaluation.structure_reference["h_r"] for one in (other, system)]
+    assert np.abs(reported[0] - reported[1]).max() > 0
+
+
+def test_errors_and_starts_of_an_evaluation_are_those_of_test_frames(config, system):
+    data, params = system.data, jax.jit(system.problem.potential.init)(jax.random.key(0))
+    evaluator = evaluate.build(config, system)
+    start = np.asarray(evaluator.start(evaluator.prepare(params)).md.position)
+    test = data.dataset.position[data.split.test]
+    assert all((np.abs(test - x).max(axis=(1, 2)) == 0).any() for x in start)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    errors = evaluate.label_errors(system, zero, data.split.test)
+    expected = np.abs(data.dataset.force[data.split.test]).mean()
+    assert float(errors.force_mae) == pytest.approx(float(expected), rel=1e-4)
+    assert float(np.abs(data.dataset.force[data.split.train]).mean()) != pytest.approx(float(expected), rel=1e-3)
 
 
 def test_motion_counts_whole_windows_only():
     def seen(is_whole, value):
         vacf = np.full((2, 3), value)
-        return evaluation.Seen(np.float64(1), np.float64(0), {}, np.array(is_whole, float), {"vacf": vacf})
+        return evaluate.ChunkStatistics(np.float64(1), np.float64(0), {}, np.array(is_whole, float), {"vacf": vacf})
 
     chunks = [seen([True, True], 1.0), seen([True, False], 3.0), seen([False, False], 9.0)]
-    mean = evaluation._mean_motion(chunks)["vacf"]
+    mean = evaluate._mean_motion(chunks)["vacf"]
     np.testing.assert_allclose(mean, [[2.0] * 3, [1.0] * 3])
-    assert np.isnan(evaluation._mean_motion([seen([True, False], 1.0)])["vacf"][1]).all()
+    assert np.isnan(evaluate._mean_motion([seen([True, False], 1.0)])["vacf"][1]).all()
 
 
 def test_structure_of_an_evaluation_is_that_of_its_stable_frames(config, system, tmp_path):
-    looks = evaluation.build_evaluation(config, system)
-    params = jax.tree.map(jnp.zeros_like, jax.jit(system.potential.init)(jax.random.key(0)))  # atoms fly freely
+    evaluator = evaluate.build(config, system)
+    params = jax.tree.map(jnp.zeros_like, jax.jit(system.problem.potential.init)(jax.random.key(0)))  # atoms fly freely
     progress = Progress(tmp_path / "metrics.jsonl", io.StringIO())
     progress.stage("evaluation")
-    run = evaluation.run_evaluation(config, system, looks, params, progress)
+    run, _ = evaluate.run_evaluation(config, evaluator, params, progress)
     width = config.observable.width_A
     assert float(run.structure["h_r"].sum() * width) == pytest.approx(1, abs=0.02)  # a density, whatever the frames
-    lengths = system.structure_reference["bond_length"]
+    lengths = system.evaluation.structure_reference["bond_length"]
     assert np.abs(run.structure["bond_length"] - lengths).max() < config.stability.evaluate_threshold_A
     assert 1 < int(run.num_frames) < 4 * 4
 
@@ -110,30 +171,31 @@ def test_structure_of_an_evaluation_is_that_of_its_stable_frames(config, system,
 def test_training_that_does_not_fit_is_refused(free, message, config, system, tmp_path, monkeypatch):
     free = iter(free)
     monkeypatch.setattr(memory, "available_bytes", lambda: next(free))
-    state = training.init_stable(config, system, jax.jit(system.potential.init)(jax.random.key(0)))
+    state = stabilize.start(config, system, jax.jit(system.problem.potential.init)(jax.random.key(0)))
     with pytest.raises(ValueError, match=message):
-        training.run_stable(config, system, state, [], lambda *_: None, Progress(tmp_path / "metrics.jsonl"))
+        stabilize.run_stable(config, system, state, [], lambda *_: None, Progress(tmp_path / "metrics.jsonl"))
 
 
 def test_evaluation_that_does_not_fit_is_refused(config, system, tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
-    looks = evaluation.build_evaluation(config, system)
-    params = jax.jit(system.potential.init)(jax.random.key(0))
+    evaluator = evaluate.build(config, system)
+    params = jax.jit(system.problem.potential.init)(jax.random.key(0))
     with pytest.raises(ValueError, match="the evaluation needs .*: lower config.evaluate.num_replicas or chunk_ps"):
-        evaluation.run_evaluation(config, system, looks, params, Progress(tmp_path / "metrics.jsonl"))
+        evaluate.run_evaluation(config, evaluator, params, Progress(tmp_path / "metrics.jsonl"))
 
 
 def test_simulation_without_instability_is_given_up(config, system, tmp_path):
     config = config.copy_and_resolve_references()
     config.stable.max_simulation_ps = 0.02  # two calls of 20 steps
-    calm = system._replace(train_criterion=lambda position: jnp.float32(-1.0))
+    calm = system._replace(problem=system.problem._replace(criterion=lambda frame: jnp.float32(-1.0)))
     stream = io.StringIO()
     progress = Progress(tmp_path / "metrics.jsonl", stream)
     progress.stage("StABlE training")
-    params = jax.jit(system.potential.init)(jax.random.key(0))
-    state = training.init_stable(config, calm, params)
-    tracker: list[dict] = []
-    state = training.run_stable(config, calm, state, tracker, lambda *_: None, progress)
+    params = jax.jit(system.problem.potential.init)(jax.random.key(0))
+    state = stabilize.start(config, calm, params)
+    course: list[dict] = []
+    state, _ = stabilize.run_stable(config, calm, state, course, lambda *_: None, progress)
     assert int(state.cycle) == 0
-    assert [entry["phase"] for entry in tracker] == ["simulating"] * 3
+    assert [entry["phase"] for entry in course] == ["simulating"] * 2
+    assert int(state.phase) == stable.FINISHED
     assert "no more instability: under 50 % of the replicas failed within 0.02 ps" in stream.getvalue()

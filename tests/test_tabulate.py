@@ -45,3 +45,23 @@ def test_float32_does_not_lose_the_slope_as_intervals_shrink():
 def test_no_intervals_are_refused():
     with pytest.raises(ValueError, match="`num_intervals` must be at least 1, got 0"):
         tabulate.radial_table(waves, cutoff=1.0, num_intervals=0)
+
+
+def test_a_table_carries_the_derivative_of_what_it_was_made_from():
+    """Weights of a radial network have the gradient of the exact one; alone, and together with the distance."""
+    distance = jnp.linspace(0.2, 4.8, 40)
+
+    def network(weights, r):
+        return jnp.tanh(r[:, None] * weights["a"] + weights["b"]) * jnp.exp(-r)[:, None]
+
+    def through_table(weights, r):
+        table = tabulate.radial_table(lambda r: network(weights, r), cutoff=5.0, num_intervals=256)
+        return jnp.sum(jnp.sin(tabulate.evaluate(table, r)))
+
+    weights = {"a": jnp.array([0.5, 1.5, -1.0]), "b": jnp.array([0.1, -0.2, 0.3])}
+    exact = jax.grad(lambda w, r: jnp.sum(jnp.sin(network(w, r))), argnums=(0, 1))(weights, distance)
+    found = jax.grad(through_table, argnums=(0, 1))(weights, distance)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), found, exact)
+    alone = jax.jit(jax.grad(through_table))(weights, distance)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), alone, exact[0])
+    assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(exact[0])) > 0.1

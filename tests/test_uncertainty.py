@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stablejax import boltzmann_value_and_grad, uncertainty
+from stablejax import boltzmann_value_and_grad, localized, uncertainty
 
 KT = 0.7
 
@@ -91,3 +91,43 @@ def test_cosine_and_samples_needed():
     assert uncertainty.cosine(first, jax.tree.map(jnp.zeros_like, first)) == 0
     assert uncertainty.samples_needed(100, jnp.float32(0.5), wanted=2.0) == pytest.approx(1600)
     assert uncertainty.samples_needed(100, jnp.float32(5.0), wanted=2.0) == pytest.approx(100)
+
+
+def test_autocorrelation_of_a_short_series_by_hand():
+    """C(t) over N − t pairs, nothing wrapped around the end: of 3, 1, −2, −2 about their mean of 0."""
+    series = jnp.array([[3.0, 1.0, -2.0, -2.0, 1.0, -1.0]])
+    x = np.asarray(series[0]) - np.mean(series)
+    correlation = np.array([np.mean(x[: 6 - t] * x[t:]) for t in range(6)])
+    correlation = correlation / correlation[0]
+    pairs = correlation.reshape(-1, 2).sum(axis=1)
+    end = int(np.argmax(pairs <= 0)) if (pairs <= 0).any() else len(pairs)
+    expected = max(pairs[:end].sum() - 1, 0)
+    assert float(uncertainty.autocorrelation(series).time) == pytest.approx(expected, rel=1e-4)
+    assert expected > 0
+
+
+def test_jackknife_of_a_mean_is_the_standard_error_of_its_blocks():
+    """Of a linear statistic: √((B − 1)/B Σ (leave-one-out − mean)²) is s/√B of the block means."""
+    samples = jax.random.normal(jax.random.key(4), (40,))
+
+    def mean_as_gradient(params, x, mask):
+        return jnp.float32(0), jnp.sum(jnp.where(mask, x, 0)) / jnp.sum(mask)
+
+    block = jnp.arange(40) % 8
+    found = uncertainty.jackknife_gradient(mean_as_gradient, num_blocks=8)(1.0, samples, block=block)
+    means = np.array([np.mean(np.asarray(samples)[np.arange(40) % 8 == b]) for b in range(8)])
+    assert float(found.standard_error) == pytest.approx(means.std(ddof=1) / np.sqrt(8), rel=1e-4)
+
+
+@pytest.mark.parametrize("num", [6, 8])
+def test_jackknife_takes_masks_of_neighborhoods(num):
+    """Also where the number of samples is that of neighborhoods, so that a wrong shape would fit."""
+    samples = jax.random.normal(jax.random.key(5), (8, num)) * jnp.sqrt(KT / 1.3)
+    mask = np.random.default_rng(0).random((8, num)) < 0.7
+    fit = boltzmann_value_and_grad(lambda m: (m - 0.2) ** 2, localized(lambda k, x: 0.5 * k * x**2), jnp.square, kT=KT)
+    block = np.arange(8) % 4
+    found = jax.jit(uncertainty.jackknife_gradient(fit, num_blocks=4))(1.3, samples, block=block, mask=mask)
+    left_out = np.array([float(fit(1.3, samples, mask=mask & (block != b)[:, None])[1]) for b in range(4)])
+    expected = np.sqrt(3 / 4 * np.sum((left_out - left_out.mean()) ** 2))
+    assert float(found.standard_error) == pytest.approx(expected, rel=1e-3)
+    assert float(found.gradient) == pytest.approx(float(fit(1.3, samples, mask=mask)[1]), rel=1e-5)

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import architectures, pipeline, systems
+from experiments import pipeline, systems
 from experiments.configs import water as water_config
 from experiments.configs import water_paper
-from experiments.water import build
-from stablejax.geometry import Pairs
+from experiments.progress import Progress
+from experiments.stages import evaluate, stabilize
+from experiments.systems import base
+from stablejax import topology
+from stablejax.learn import _counted
 from stablejax.observables import structure
+from stablejax.potential import Potential
+from stablejax.space import Pairs, periodic
+from stablejax.types import Frame
 
 BOX, NUM = 9.4, 40
 
@@ -74,7 +82,7 @@ def strict(config):
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("run")
-    return run_dir, pipeline.run(strict(tiny(data, run_dir)), build)
+    return run_dir, pipeline.run(strict(tiny(data, run_dir)))
 
 
 def test_record_and_page_are_those_of_a_liquid(finished):
@@ -93,27 +101,21 @@ def test_record_and_page_are_those_of_a_liquid(finished):
     assert all(np.isfinite(entry["observable_loss"]) for entry in course if entry["phase"] == "learning")
 
 
-def test_spike_is_the_largest_value_where_the_reference_has_none():
-    reference = np.array([0.0, 0.0, 0.0, 0.2, 3.0, 0.0])
-    found = np.array([0.0, 0.4, 0.1, 0.9, 5.0, 0.3])
-    assert systems.largest_where_none(found, reference) == 0.4
-    assert systems.largest_where_none(found, reference + 1) == 0.0
-    assert systems.mean_absolute_error(found, reference) == pytest.approx(3.5 / 6)
-
-
 def test_a_run_whose_lists_are_too_short_is_repaired_and_ends_the_same(finished, data, tmp_path, monkeypatch):
     """Lists as long as the data need are too short for a hot simulation: they are lengthened, no step is lost."""
     _, record = finished
-    config, lengthened, lengthen = strict(tiny(data, tmp_path)), [], systems.lengthen_lists
+    config, capacities, lengthen = strict(tiny(data, tmp_path)), [], Potential.with_longer_lists
 
-    def counted(system, progress):
-        lengthened.append(system)
-        return lengthen(system, progress)
+    def counted(potential):
+        longer = lengthen(potential)
+        capacities.append(longer.lists.num_pairs)
+        return longer
 
-    monkeypatch.setattr(systems, "lengthen_lists", counted)
+    monkeypatch.setattr(Potential, "with_longer_lists", counted)
     config.md.spare_pairs = 1.0
-    again = pipeline.run(config, build)
-    assert lengthened
+    again = pipeline.run(config)
+    assert capacities
+    assert capacities == sorted(set(capacities))  # lists that were lengthened stay so in the stages that follow
     value = lambda rows: {(r["metric"], r.get("phase")): r["value"] for r in rows if r["metric"] != "stage_wall_s"}  # noqa: E731
     expected, found = value(record["rows"]), value(again["rows"])
     assert expected.keys() == found.keys()
@@ -121,32 +123,62 @@ def test_a_run_whose_lists_are_too_short_is_repaired_and_ends_the_same(finished,
         assert found[key] == pytest.approx(number, rel=0.02, abs=1e-3), key
 
 
+def test_lists_that_an_evaluation_lengthened_are_handed_on(data, tmp_path):
+    config = strict(tiny(data, tmp_path))
+    system = systems.build(config)
+    potential = system.problem.potential.with_lists(skin=config.md.skin_A, num_pairs=10)
+    short = system._replace(problem=system.problem._replace(potential=potential))
+    params = jax.jit(potential.init)(jax.random.key(0))
+    progress = Progress(tmp_path / "metrics.jsonl", io.StringIO())
+    progress.stage("evaluation")
+    _, evaluator = evaluate.run_evaluation(config, evaluate.build(config, short), params, progress)
+    assert evaluator.system.problem.potential.lists.num_pairs > 10
+    state = stabilize.start(config, short, params)
+    _, longer = stabilize.run_stable(config, short, state, [], lambda *_: None, progress)
+    assert longer.problem.potential.lists.num_pairs > 10
+
+
+def test_the_statistical_error_of_a_local_gradient_is_estimated(data, tmp_path):
+    """Blocks of replicas with masks of neighborhoods: a signal and its noise, not a shape that does not fit."""
+    config = strict(tiny(data, tmp_path))
+    config.stable.jackknife_blocks, config.stable.max_epochs = 2, 1
+    system = systems.build(config)
+    params = jax.jit(system.problem.potential.init)(jax.random.key(0))
+    course: list[dict] = []
+    progress = Progress(tmp_path / "metrics.jsonl", io.StringIO())
+    progress.stage("StABlE training")
+    state = stabilize.start(config, system, params)
+    stabilize.run_stable(config, system, state, course, lambda *_: None, progress)
+    (learning,) = [entry for entry in course if entry["phase"] == "learning"]
+    assert 0 < learning["signal_to_noise"] < np.inf
+
+
 def test_energies_over_listed_pairs_are_those_over_all(data, tmp_path):
     config = tiny(data, tmp_path)
-    system = build(config)
-    model = architectures.make(config, system.dataset, jax.random.key(0))
-    whole, _ = systems.whole_model(config, model, system.dataset)
-    params, position = whole.init(jax.random.key(1)), jnp.asarray(system.dataset.position[3])
-    energies = [jax.jit(one.atom_energies)(params, position) for one in (whole, system.potential)]
+    system = systems.build(config)
+    listed = system.problem.potential
+    whole = replace(listed, lists=None)
+    params, position = whole.init(jax.random.key(1)), jnp.asarray(system.data.dataset.position[3])
+    energies = [jax.jit(one.atom_energies)(params, position) for one in (whole, listed)]
     np.testing.assert_allclose(*energies, rtol=1e-4, atol=1e-5)
     assert np.std(energies[0]) > 1e-4
-    prepared = system.md_form.prepare(params), system.integrator.lists.find(position)
-    np.testing.assert_allclose(system.md_form.energy(prepared, position), whole.energy(params, position), rtol=1e-4)
+    form = base.simulated_form(config, listed)
+    found = form.prepared_energy(form.prepare(params), position, form.lists.init(position))
+    np.testing.assert_allclose(found, whole.energy(params, position), rtol=1e-4)
 
 
 def test_molecule_is_refused_where_a_liquid_is_expected_and_the_other_way_round(data, tmp_path):
-    from experiments import aspirin
     from experiments.configs import aspirin as aspirin_config
 
     config = tiny(data, tmp_path)
     config.data.path = aspirin_config.get_config().data.path
     with pytest.raises(ValueError, match="has no cell, expected a periodic system: use experiments.aspirin"):
-        build(config)
+        systems.build(config)
     config = aspirin_config.get_config()
     config.data.path, config.data.num_train = str(data), 4
     config.data.num_validation, config.data.num_test = 4, 4
     with pytest.raises(ValueError, match="is of a periodic system, expected a molecule: use experiments.water"):
-        aspirin.build(config)
+        systems.build(config)
 
 
 @pytest.mark.parametrize(("name", "sizes"), [("gemnet", {}), ("lstm", None)])
@@ -159,11 +191,12 @@ def test_models_are_named_by_the_config(name, sizes, data, tmp_path):
         config.model = paper
     if sizes is None:
         with pytest.raises(ValueError, match="has to be one of schnet, nequip, gemnet, got 'lstm'"):
-            build(config)
+            systems.build(config)
         return
-    system = build(config)
-    params = jax.jit(system.potential.init)(jax.random.key(0))
-    loss, errors = jax.jit(system.qm_loss)(params, systems.labeled(system, system.split.train[:2]))
+    system = systems.build(config)
+    problem = system.problem
+    params = jax.jit(problem.potential.init)(jax.random.key(0))
+    loss, errors = jax.jit(problem.qm_loss())(params, system.data.labeled(system.data.split.train[:2]))
     assert np.isfinite(loss) and errors.force_mae > 0
 
 
@@ -184,36 +217,39 @@ def test_molecules_are_chosen_by_what_tells_the_unstable_ones(name, data, tmp_pa
     config = tiny(data, tmp_path)
     config.observable.distance_weight = 1.0 if name == "distance" else 0.0
     config.observable.num_bins, config.observable.per_bin = 8, 1
-    system = build(config)
-    position = jnp.asarray(system.dataset.position[:6])
+    system = systems.build(config)
+    frames = Frame(jnp.asarray(system.data.dataset.position[:6]))
     bonds = Pairs(np.repeat(np.arange(0, 81, 3), 2), np.delete(np.arange(81), np.arange(0, 81, 3)))
     molecule = np.repeat(np.arange(27), 3)
-    length = jax.vmap(structure.molecule_bond_lengths(bonds, molecule))(position)
-    pairs = structure.intermolecular_pairs(system.dataset.species, molecule)
+    length = jax.vmap(structure.molecule_bond_lengths(bonds, molecule))(frames)
+    pairs = topology.intermolecular_pairs(system.data.dataset.species, molecule)
     between = Pairs(*(np.concatenate(atoms) for atoms in zip(*pairs.values(), strict=True)))
-    nearest = structure.molecule_distances(between, molecule, cell=system.dataset.cell)
-    value = jax.vmap(nearest)(position) if name == "distance" else jnp.abs(length - system.reference["bond_length"])
+    nearest = structure.molecule_distances(between, molecule, space=periodic(system.data.dataset.cell))
+    reference = system.problem.observables.reference["bond_length"]
+    value = jax.vmap(nearest)(frames) if name == "distance" else jnp.abs(length - reference)
     is_valid = np.array([True, True, True, False, True, True])
-    chosen, value = np.asarray(system.subsample(position, jnp.asarray(is_valid))), np.asarray(value)[is_valid]
+    chosen = np.asarray(_counted(system.problem, jax.random.key(0), frames, jnp.asarray(is_valid)))
+    value = np.asarray(value)[is_valid]
     assert not chosen[3].any()
     edges = np.linspace(value.min(), value.max(), 9)
     index = np.clip(np.digitize(value, edges) - 1, 0, 7)
     assert np.bincount(index[chosen[is_valid]]).tolist() == [min(n, 1) for n in np.bincount(index.reshape(-1))]
 
 
-def test_all_molecules_are_learnt_from_where_there_are_no_bins(data, tmp_path):
+def test_all_molecules_are_learned_from_where_there_are_no_bins(data, tmp_path):
     config = tiny(data, tmp_path)
     config.observable.num_bins = 0
-    assert build(config).subsample is None
+    assert systems.build(config).problem.subsample is None
 
 
-def test_distances_between_molecules_are_learnt_as_their_distribution(data, tmp_path):
+def test_distances_between_molecules_are_learned_as_their_distribution(data, tmp_path):
     config = tiny(data, tmp_path)
     config.observable.distance_weight, config.observable.distance_stop_A = 2.0, 3.0
-    system = build(config)
+    system = systems.build(config)
     width = config.observable.distance_width_A
-    observed = system.observable_fn(jnp.asarray(system.dataset.position[0]))
+    observables = system.problem.observables
+    observed = observables.fn(Frame(jnp.asarray(system.data.dataset.position[0])))
     assert observed["distance"].shape == (27, 30) and observed["bond_length"].shape == (27,)
-    assert system.reference["distance"].shape == (30,)
-    assert system.reference["distance"].sum() * width == pytest.approx(1.0, abs=0.02)
-    assert system.observable_weight["distance"] == 2.0 * width
+    assert observables.reference["distance"].shape == (30,)
+    assert observables.reference["distance"].sum() * width == pytest.approx(1.0, abs=0.02)
+    assert observables.weight["distance"] == 2.0 * width

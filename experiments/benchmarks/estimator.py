@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import memory, runtime
+from experiments import cli, memory
 from experiments.benchmarks import records
 from experiments.benchmarks.timing import measure
 
@@ -83,16 +83,18 @@ def relative_difference(gradient, reference) -> float:
 def run(num_samples: list[int], chunk_size: int, repeats: int) -> list[dict]:
     """Rows of the record."""
     from stablejax import bind
-    from stablejax.geometry import all_pairs
     from stablejax.models.schnet import SchNet
     from stablejax.observables import structure
+    from stablejax.space import all_pairs
+    from stablejax.types import Frame
 
     with np.load(DATA) as file:
         species, frames = file["z"], file["R"].astype(np.float32)
     potential = bind(SchNet(), species)
     params = jax.jit(potential.init)(jax.random.key(0))
     center = structure.bin_centers(10.0, 10.0 / NUM_BINS)
-    observable_fn = structure.interatomic_distances(all_pairs(len(species)), center, smearing=0.02)
+    h_r = structure.interatomic_distances(all_pairs(len(species)), center, smearing=0.02)
+    observable_fn = lambda position: h_r(Frame(position))  # noqa: E731
     reference = jax.vmap(observable_fn)(frames[:100]).mean(axis=0)
     loss_fn = lambda mean: jnp.sum((mean - reference) ** 2)  # noqa: E731
 
@@ -128,7 +130,7 @@ def main() -> None:
     given = parser.parse_args()
     if bad := [number for number in given.num_samples if number > given.chunk_size and number % given.chunk_size]:
         parser.error(f"--num_samples has to be multiples of --chunk_size = {given.chunk_size}, got {bad}.")
-    runtime.configure(host_devices=1)
+    cli.configure(host_devices=1)
     rows = run(given.num_samples, given.chunk_size, given.repeats)
     records.keep(given, "benchmarks.estimator", rows, num_bins=NUM_BINS)
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import runtime
+from experiments import cli
 from experiments.benchmarks import records
 
 STEPS_PER_FRAME = 10
@@ -26,9 +26,8 @@ STEPS_PER_FRAME = 10
 
 def forms(system) -> dict[str, Any]:
     """The form that molecular dynamics runs, and the model itself."""
-    from stablejax import exact_form
-
-    return {"fast": system.md_form, "exact": exact_form(system.potential)}
+    exact = system.problem.potential
+    return {"fast": exact.fast(), "exact": exact}
 
 
 def force_difference(system, params, position, num_steps: int):
@@ -37,7 +36,7 @@ def force_difference(system, params, position, num_steps: int):
     from stablejax import dynamics
 
     both = forms(system)
-    engine = md_methods.integrator(both["fast"], system.dataset.species)
+    engine = md_methods.integrator(both["fast"], system.data.dataset.species)
 
     def one(shared, start):
         tables, params = shared
@@ -45,19 +44,19 @@ def force_difference(system, params, position, num_steps: int):
 
         def step(carry, _):
             replica, worst = carry
-            replica = dynamics.advance(engine, system.evaluate_criterion, tables, replica, replica.step + 1)
+            replica = dynamics.advance(engine, system.evaluation.criterion, tables, replica, replica.step + 1)
             at = replica.md.position
-            exact = jax.grad(both["exact"].energy, argnums=1)(params, at)
-            difference = jnp.abs(jax.grad(both["fast"].energy, argnums=1)(tables, at) - exact)
+            exact = jax.grad(both["exact"].prepared_energy, argnums=1)(params, at)
+            difference = jnp.abs(jax.grad(both["fast"].prepared_energy, argnums=1)(tables, at) - exact)
             return (replica, jnp.maximum(worst, jnp.max(difference))), None
 
-        begin = dynamics.init_replica(engine, key, tables, position), jnp.float32(0)
+        begin = dynamics.init_replica(engine, key, position, tables), jnp.float32(0)
         (replica, worst), _ = jax.lax.scan(step, begin, None, num_steps)
         return worst, replica.step
 
     keys = jax.random.split(jax.random.key(0), len(position))
     shared = jax.jit(both["fast"].prepare)(params), params
-    worst, steps = jax.jit(system.map_replicas(one))(shared, (keys, position))
+    worst, steps = jax.jit(system.execution.map_replicas(one))(shared, (keys, position))
     return float(worst.max()), int(steps.sum())
 
 
@@ -75,21 +74,21 @@ def total_energies(system, params, position, form, num_steps: int) -> np.ndarray
     def one(prepared, start):
         key, position = start
         init, step = simulate.nve(
-            lambda x, **_: form.energy(prepared, x), shift_fn, md_methods.TIMESTEP_FS * units.FEMTOSECOND
+            lambda x, **_: form.prepared_energy(prepared, x), shift_fn, md_methods.TIMESTEP_FS * units.FEMTOSECOND
         )
-        state = init(key, position, kT=kT, mass=system.mass)
-        velocity = dynamics.maxwell_boltzmann(key, system.mass, kT=kT, position=position)
-        state = state.set(momentum=system.mass[:, None] * velocity)
+        state = init(key, position, kT=kT, mass=system.problem.mass)
+        velocity = dynamics.maxwell_boltzmann(key, system.problem.mass, kT=kT, position=position)
+        state = state.set(momentum=system.problem.mass[:, None] * velocity)
 
         def frame(state, _):
             state = jax.lax.fori_loop(0, STEPS_PER_FRAME, lambda _, s: step(s), state)
             kinetic = quantity.kinetic_energy(momentum=state.momentum, mass=state.mass)
-            return state, form.energy(prepared, state.position) + kinetic
+            return state, form.prepared_energy(prepared, state.position) + kinetic
 
         return jax.lax.scan(frame, state, None, num_steps // STEPS_PER_FRAME)[1]
 
     keys = jax.random.split(jax.random.key(1), len(position))
-    return np.asarray(jax.jit(system.map_replicas(one))(prepared, (keys, position)), np.float64)
+    return np.asarray(jax.jit(system.execution.map_replicas(one))(prepared, (keys, position)), np.float64)
 
 
 def drift_and_spread(energy: np.ndarray, duration_ps: float) -> tuple[float, float]:
@@ -105,26 +104,25 @@ def first_passage(system, params, position, form, num_steps: int, seed: int) -> 
     from experiments.benchmarks import md_methods
     from stablejax import dynamics
 
-    engine = md_methods.integrator(form, system.dataset.species)
+    engine = md_methods.integrator(form, system.data.dataset.species)
 
     def one(prepared, start):
-        replica = dynamics.init_replica(engine, start[0], prepared, start[1])
-        return dynamics.advance(engine, system.evaluate_criterion, prepared, replica, num_steps)
+        replica = dynamics.init_replica(engine, start[0], start[1], prepared)
+        return dynamics.advance(engine, system.evaluation.criterion, prepared, replica, num_steps)
 
     keys = jax.random.split(jax.random.key(seed), len(position))
-    replicas = jax.jit(system.map_replicas(one))(jax.jit(form.prepare)(params), (keys, position))
+    replicas = jax.jit(system.execution.map_replicas(one))(jax.jit(form.prepare)(params), (keys, position))
     return np.asarray(replicas.step) * md_methods.TIMESTEP_FS / 1000, np.asarray(replicas.is_unstable)
 
 
 def run(given) -> list[dict]:
     """Rows of the record."""
-    from experiments import systems
     from experiments.benchmarks.md_methods import TIMESTEP_FS
     from experiments.benchmarks.md_throughput import pretrained_aspirin
     from stablejax import survival
 
     system, params = pretrained_aspirin()
-    position = systems.start_positions(system, system.split.test, given.replicas)
+    position = system.data.starts(system.data.split.test, given.replicas)
     steps_per_ps = round(1000 / TIMESTEP_FS)
     worst, visited = force_difference(
         system, params, position[: given.force_replicas], round(given.force_ps * steps_per_ps)
@@ -162,12 +160,12 @@ def main() -> None:
     """Run and write the record."""
     parser = records.parser(__doc__ or "")
     parser.add_argument("--replicas", type=int, default=64, help="of NVE and of first passage")
-    parser.add_argument("--force_replicas", type=int, default=4, help="whose every geometry is looked at")
+    parser.add_argument("--force_replicas", type=int, default=4, help="whose forces are compared at every step")
     parser.add_argument("--force_ps", type=float, default=10.0, help="of each of them at most")
     parser.add_argument("--nve_ps", type=float, default=1.0)
     parser.add_argument("--horizon_ps", type=float, default=5.0, help="of first passage")
     given = parser.parse_args()
-    runtime.configure(host_devices=0)
+    cli.configure(host_devices=0)
     records.keep(given, "benchmarks.md_accuracy", run(given))
 
 

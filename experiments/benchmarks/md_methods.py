@@ -14,7 +14,7 @@ import numpy as np
 TEMPERATURE_K, TIMESTEP_FS, DAMPING_TIME_FS = 500.0, 0.5, 16.7
 MATRIX, NUM_PRODUCTS = 1024, 10
 SPARE_PAIRS, SKIN_A = 1.3, 0.25
-"""Places in neighbor lists, against what the starts need; a narrow skin, since a list costs less than pairs in it."""
+"""Capacity of neighbor lists, against what the starts need; a narrow skin, since a list costs less than pairs in it."""
 
 Runner = Callable[[int], int]  # number of steps -> replica-steps that were taken
 
@@ -31,63 +31,68 @@ class Task(NamedTuple):
     is_tabulated: bool
 
 
-def md_form(task: Task):
-    """The form of the potential that the library would run."""
+def case_of(task: Task):
+    """The same system as `benchmarks.models` has it."""
+    from experiments.benchmarks.models import Case
+
+    return Case(task.species, task.position, task.cell)
+
+
+def md_potential(task: Task):
+    """The potential in the form that the library would run."""
     from experiments.benchmarks.models import build_model
-    from stablejax import bind, exact_form, listed_form, neighbor_lists, tabulated_form
-    from stablejax.geometry import most_pairs
+    from stablejax import bind
+    from stablejax.neighbors import most_pairs
 
-    model = build_model(task.model, task.species)
+    model, space = build_model(task.model, task.species), case_of(task).space
+    potential = bind(model, task.species, space=space, scale=task.scale)
     if task.is_tabulated:
-        return tabulated_form(model, task.species, cell=task.cell, scale=task.scale)
-    reach: dict[str, Any] = dict(cutoff=model.cutoff, skin=SKIN_A, cell=task.cell)
-    num_pairs = most_pairs(task.position, **reach, margin=SPARE_PAIRS)
-    lists = neighbor_lists(len(task.species), **reach, num_pairs=num_pairs)
-    return listed_form(exact_form(bind(model, task.species, cell=task.cell, scale=task.scale)), lists)
+        return potential.fast()
+    num_pairs = most_pairs(task.position, cutoff=model.cutoff, skin=SKIN_A, space=space, margin=SPARE_PAIRS)
+    return potential.with_lists(skin=SKIN_A, num_pairs=num_pairs)
 
 
-def integrator(form, species: np.ndarray):
+def integrator(potential, species: np.ndarray):
     """Nosé–Hoover chain, as in the paper."""
     from ase.data import atomic_masses
 
     from stablejax import dynamics, units
 
     return dynamics.nose_hoover(
-        form.energy,
+        potential,
         atomic_masses[species].astype(np.float32),
         kT=units.thermal_energy(TEMPERATURE_K),
         timestep=TIMESTEP_FS * units.FEMTOSECOND,
         damping_time=DAMPING_TIME_FS * units.FEMTOSECOND,
-        lists=form.lists,
     )
 
 
 def fast(task: Task, *, num_devices: int | None = None) -> Runner:
-    """The library: tables or short lists, a look at stability after every step; on all devices, or so many."""
+    """The library: tables or short lists, a criterion after every step; on all devices, or so many."""
     import jax
     import jax.numpy as jnp
 
     from stablejax import dynamics, parallel
-    from stablejax.geometry import all_pairs, pair_distances
+    from stablejax.space import all_pairs
 
-    form = md_form(task)
-    engine = integrator(form, task.species)
+    potential = md_potential(task)
+    engine = integrator(potential, task.species)
     num_replicas = len(task.position)
     most = num_devices or len(jax.devices())
     mesh = parallel.replica_mesh(jax.devices()[: np.gcd(num_replicas, most)])
     batch_size = 1 if jax.default_backend() == "cpu" else None
     mapped = partial(parallel.map_replicas, batch_size=batch_size, mesh=mesh)
-    start = mapped(lambda prepared, one: dynamics.init_replica(engine, one[0], prepared, one[1]))
+    start = mapped(lambda prepared, one: dynamics.init_replica(engine, one[0], one[1], prepared))
 
-    def criterion(position):
-        return jnp.max(pair_distances(position, all_pairs(len(task.species)), task.cell)) - 1e3
+    def criterion(frame):
+        return jnp.max(potential.space.distances(frame.position, all_pairs(len(task.species)))) - 1e3
 
     @jax.jit
     def run(prepared, replicas, num_steps):
         advance = lambda shared, one: dynamics.advance(engine, criterion, shared, one, one.step + num_steps)  # noqa: E731
         return mapped(advance)(prepared, replicas)
 
-    prepared = jax.jit(form.prepare)(task.params)
+    prepared = jax.jit(potential.prepare)(task.params)
     keys = jax.random.split(jax.random.key(0), num_replicas)
     state = [jax.jit(start)(prepared, (keys, jnp.asarray(task.position, jnp.float32)))]
 
@@ -100,7 +105,7 @@ def fast(task: Task, *, num_devices: int | None = None) -> Runner:
 
 
 def plain(task: Task) -> Runner:
-    """What one would write with jax-md: the model itself, one `vmap`, its Nosé–Hoover chain, no look at stability.
+    """What one would write with jax-md: the model itself, one `vmap`, its Nosé–Hoover chain, no criterion.
 
     In a periodic cell the pairs are those within 5.5 Å in the first replica at the start, known when it is compiled.
     """
@@ -109,14 +114,14 @@ def plain(task: Task) -> Runner:
     from ase.data import atomic_masses
     from jax_md import simulate, space
 
-    from experiments.benchmarks.models import Case, build_model, near_pairs
+    from experiments.benchmarks.models import build_model, near_pairs
     from stablejax import bind, units
 
     model = build_model(task.model, task.species)
-    potential = bind(model, task.species, cell=task.cell, scale=task.scale)
+    potential = bind(model, task.species, space=case_of(task).space, scale=task.scale)
     pairs = None
     if task.cell is not None:
-        pairs = jax.tree.map(lambda leaf: leaf[0], near_pairs(Case(task.species, task.position, task.cell), 5.5))
+        pairs = jax.tree.map(lambda leaf: leaf[0], near_pairs(case_of(task), 5.5))
     _, shift_fn = space.free()
     init, step = simulate.nvt_nose_hoover(
         lambda position, **_: potential.energy(task.params, position, pairs),

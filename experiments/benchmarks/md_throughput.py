@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import runtime
+from experiments import cli
 from experiments.benchmarks import md_methods, records
 from experiments.benchmarks.md_methods import MATRIX, METHODS, NUM_PRODUCTS, Task
 
@@ -59,7 +59,7 @@ class Worker:
 
 def _serve(method: str, connection) -> None:
     is_ours = method.startswith("fast")
-    runtime.configure(host_devices=0 if is_ours else 1, has_threads=not is_ours, keeps_programs=False)
+    cli.configure(host_devices=0 if is_ours else 1, has_threads=not is_ours, keeps_programs=False)
     runners: list[md_methods.Runner] = []
 
     def set_task(task: Task) -> None:
@@ -102,7 +102,7 @@ def make_task(system: str, num_replicas: int) -> Task:
     if system == "aspirin":
         params, scale = pretrained_aspirin()[1], 1.0
     else:
-        params, scale = jax.jit(bind(model, case.species, cell=case.cell).init)(jax.random.key(0)), RANDOM_SCALE
+        params, scale = jax.jit(bind(model, case.species, space=case.space).init)(jax.random.key(0)), RANDOM_SCALE
     return Task(
         model=SYSTEMS[system],
         params=jax.tree.map(np.asarray, params),
@@ -119,16 +119,17 @@ def pretrained_aspirin() -> tuple[Any, Any]:
     import tempfile
     from pathlib import Path
 
-    from experiments import aspirin, training
+    from experiments import systems
     from experiments.configs import aspirin as defaults
     from experiments.progress import Progress
+    from experiments.stages import pretrain
 
     config = defaults.get_config()
-    system = aspirin.build(config)
+    system = systems.build(config)
     with tempfile.TemporaryDirectory() as folder:
         progress = Progress(Path(folder) / "metrics.jsonl")
         progress.stage("pretraining")
-        return system, training.run_pretraining(config, system, progress)
+        return system, pretrain.run_pretraining(config, system, progress)
 
 
 def num_operations(task: Task) -> float:
@@ -137,14 +138,13 @@ def num_operations(task: Task) -> float:
 
     from experiments.benchmarks import models
 
-    form = md_methods.md_form(task)
-    prepared = jax.jit(form.prepare)(task.params)
+    potential = md_methods.md_potential(task)
     position = np.asarray(task.position[0], np.float32)
-    if form.lists is not None:
-        prepared = prepared, jax.jit(form.lists.find)(position)
-    gradient = jax.grad(form.energy, argnums=1)
-    cost: Any = jax.jit(gradient).lower(prepared, position).compile().cost_analysis()
-    return max(cost["flops"], models.num_operations(jax.make_jaxpr(gradient)(prepared, position).jaxpr))
+    listed = None if potential.lists is None else jax.jit(potential.lists.init)(position)
+    arguments = jax.jit(potential.prepare)(task.params), position, listed
+    gradient = jax.grad(potential.prepared_energy, argnums=1)
+    cost: Any = jax.jit(gradient).lower(*arguments).compile().cost_analysis()
+    return max(cost["flops"], models.num_operations(jax.make_jaxpr(gradient)(*arguments).jaxpr))
 
 
 def run(given) -> list[dict]:

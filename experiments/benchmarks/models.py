@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from experiments import runtime
+from experiments import cli
 from experiments.benchmarks import records
 from experiments.benchmarks.timing import measure
 
@@ -45,6 +45,13 @@ class Case(NamedTuple):
     species: np.ndarray
     position: np.ndarray  # [frame, atom, 3], Å
     cell: np.ndarray | None
+
+    @property
+    def space(self):
+        """Where the atoms are."""
+        from stablejax import OPEN, periodic
+
+        return OPEN if self.cell is None else periodic(self.cell)
 
 
 def aspirin(num_frames: int) -> Case:
@@ -88,11 +95,11 @@ def build_model(name: str, species: np.ndarray):
 
 def near_pairs(case: Case, cutoff: float):
     """Pairs of each frame, [frame, pair], padded to one length."""
-    from stablejax.geometry import Pairs, all_pairs, pad_pairs, pair_distances
+    from stablejax.space import Pairs, all_pairs, pad_pairs
 
     num_atoms = len(case.species)
-    every = all_pairs(num_atoms)
-    is_near = [np.asarray(pair_distances(jnp.asarray(x), every, case.cell)) < cutoff for x in case.position]
+    every, space = all_pairs(num_atoms), case.space
+    is_near = [np.asarray(space.distances(jnp.asarray(x), every)) < cutoff for x in case.position]
     size = max(int(near.sum()) for near in is_near)
     lists = [pad_pairs(Pairs(every.first[n], every.second[n]), size, num_atoms=num_atoms) for n in is_near]
     return jax.tree.map(lambda *some: np.stack(some), *lists)
@@ -141,9 +148,10 @@ def run(given) -> list[dict]:
 
 def one_model(case: Case, model, counts: list[int]) -> dict:
     """By number of frames and whether pairs are known: compiled program, its operations, edges of all frames."""
-    from stablejax import bind, energy_and_forces
+    from stablejax import bind
+    from stablejax.potential import energy_and_forces
 
-    potential = bind(model, case.species, cell=case.cell)
+    potential = bind(model, case.species, space=case.space)
     params = jax.jit(potential.init)(jax.random.key(0))
     pairs = near_pairs(case, model.cutoff)
     position = jnp.asarray(case.position, jnp.float32)
@@ -177,7 +185,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=records.names(known), default=list(default), help=", ".join(known))
     parser.add_argument("--frames", type=records.numbers, default=[1, 8, 64], help="numbers of frames")
     given = parser.parse_args()
-    runtime.configure(host_devices=1, has_threads=True)
+    cli.configure(host_devices=1, has_threads=True)
     records.keep(given, "benchmarks.models", run(given))
 
 

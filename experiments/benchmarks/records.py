@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments import runtime
+from experiments import provenance
 
 
 def numbers(text: str) -> list[int]:
@@ -55,5 +55,5 @@ def show(rows: list[dict], **where) -> None:
 def write(path: Path, name: str, config: dict, rows: list[dict]) -> None:
     """The record of a run as one JSON object; a value that is not finite is null."""
     finite = [row if math.isfinite(row["value"]) else row | {"value": None} for row in rows]
-    record = {"name": name, "config": config, "rows": finite} | runtime.about()
+    record = {"name": name, "config": config, "rows": finite} | provenance.about()
     path.write_text(json.dumps(record, indent=1) + "\n")

@@ -21,9 +21,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 
-from experiments import runtime
+from experiments import cli
 from experiments.benchmarks import records
 from experiments.benchmarks.timing import measure
 
@@ -33,55 +32,64 @@ TIMED_STEPS = 100
 
 def parts(given, num_devices: int) -> tuple[dict[str, Callable], dict[str, float]]:
     """Compiled parts of an epoch, and how many floats its two all-reduces carry."""
-    from experiments import aspirin, systems
+    from experiments import systems
     from experiments.configs import aspirin as defaults
-    from stablejax import boltzmann, dynamics, losses, parallel, units
+    from stablejax import parallel
+    from stablejax.types import Frame
 
-    config = defaults.get_config()
-    system = aspirin.build(config)
+    system = systems.build(defaults.get_config())
+    problem, data = system.problem, system.data
     mesh = parallel.replica_mesh(jax.devices()[:num_devices])
-    params = jax.jit(system.potential.init)(jax.random.key(0))
-    prepared = jax.jit(system.md_form.prepare)(params)
-    integrator, criterion = system.integrator, lambda position: jnp.max(position) - 1e3
-    mapped = partial(parallel.map_replicas, batch_size=1, mesh=mesh)
-
-    def simulate(prepared, start):
-        replica = dynamics.init_replica(integrator, start[0], prepared, start[1])
-        return dynamics.advance(integrator, criterion, prepared, replica, TIMED_STEPS)
-
-    value_and_grad = boltzmann.boltzmann_value_and_grad(
-        losses.observable_loss(system.reference, system.observable_weight),
-        system.potential.energy,
-        system.observable_fn,
-        kT=units.thermal_energy(config.md.temperature_K),
-        chunk_size=8,
-        axis_name=parallel.REPLICA_AXIS,
-    )
-    replicated, shared = PartitionSpec(), PartitionSpec(parallel.REPLICA_AXIS)
-    gradient = jax.shard_map(
-        lambda params, samples: value_and_grad(params, samples)[1],
-        mesh=mesh,
-        in_specs=(replicated, shared),
-        out_specs=replicated,
-        check_vma=False,
-    )
-    position = systems.start_positions(system, system.split.train, given.replicas)
+    params = jax.jit(problem.potential.init)(jax.random.key(0))
+    form = problem.potential.fast()
+    position = data.starts(data.split.train, given.replicas)
     keys = jax.random.split(jax.random.key(0), given.replicas)
-    samples = systems.start_positions(system, system.split.test, given.samples)
-    frames = systems.labeled(system, np.resize(system.split.train, given.qm_frames))
-    floats = {
-        "observable": 2 * sum(leaf.size for leaf in jax.tree.leaves(system.reference)) + 3,
-        "gradient": sum(leaf.size for leaf in jax.tree.leaves(params)) + 1,
-    }
+    samples = Frame(data.starts(data.split.test, given.samples))
+    frames = data.labeled(np.resize(data.split.train, given.qm_frames))
+    qm_loss = problem.qm_loss()
     programs = {
-        "simulate": (mapped(simulate), (prepared, (keys, position))),
-        "gradient": (gradient, (params, samples)),
-        "qm_gradient": (jax.grad(lambda *a: system.qm_loss(*a)[0]), (params, frames)),
+        "simulate": (simulation(system, form, mesh), (jax.jit(form.prepare)(params), (keys, position))),
+        "gradient": (observable_gradient(problem, mesh), (params, samples)),
+        "qm_gradient": (jax.grad(lambda *a: qm_loss(*a)[0]), (params, frames)),
     }
     compiled = {
         name: (jax.jit(fn).lower(*arguments).compile(), arguments) for name, (fn, arguments) in programs.items()
     }
+    floats = {
+        "observable": 2 * sum(leaf.size for leaf in jax.tree.leaves(problem.observables.reference)) + 3,
+        "gradient": sum(leaf.size for leaf in jax.tree.leaves(params)) + 1,
+    }
     return {name: partial(fn, *arguments) for name, (fn, arguments) in compiled.items()}, floats
+
+
+def simulation(system, form, mesh) -> Callable:
+    """Some steps of all replicas, shared between the devices."""
+    from stablejax import dynamics, parallel
+
+    integrator = system.thermostat(form, system.problem.mass, kT=system.problem.kT)
+    criterion = lambda frame: jnp.max(frame.position) - 1e3  # noqa: E731
+
+    def simulate(prepared, start):
+        replica = dynamics.init_replica(integrator, start[0], start[1], prepared)
+        return dynamics.advance(integrator, criterion, prepared, replica, TIMED_STEPS)
+
+    return parallel.map_replicas(simulate, batch_size=1, mesh=mesh)
+
+
+def observable_gradient(problem, mesh) -> Callable:
+    """Of L_obs by the estimator, samples shared between the devices."""
+    from stablejax import boltzmann, losses, parallel
+
+    value_and_grad = boltzmann.boltzmann_value_and_grad(
+        losses.observable_loss(problem.observables.reference, problem.observables.weight),
+        problem.energies(),
+        problem.observables.fn,
+        kT=problem.kT,
+        chunk_size=8,
+        axis_name=parallel.REPLICA_AXIS,
+    )
+    execution = parallel.Execution(mesh=mesh)
+    return execution.over_samples(lambda params, samples: value_and_grad(params, samples)[1])
 
 
 def run(given) -> list[dict]:
@@ -149,7 +157,7 @@ def main() -> None:
     given = parser.parse_args()
     if 1 not in given.devices:
         parser.error("--devices needs 1, which the others are compared with.")
-    runtime.configure(host_devices=max(given.devices))
+    cli.configure(host_devices=max(given.devices))
     records.keep(given, "benchmarks.scaling", run(given))
 
 

@@ -3,7 +3,7 @@
     python -m experiments.benchmarks.training --data md17_aspirin.npz --energy_unit kcal/mol
     python -m experiments.benchmarks.training --data md17_aspirin.npz --energy_unit kcal/mol --models schnet --minutes 1
 
-Sizes are the paper's; the rate is constant, and the moving average of the parameters is what is looked at. CPU time is
+Sizes are the paper's; the rate is constant, and the moving average of the parameters is evaluated. CPU time is
 that of all threads, without compilation and without looking.
 """
 
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments import runtime
+from experiments import cli
 from experiments.benchmarks import records
 
 
@@ -53,22 +53,24 @@ def train(name: str, config, minutes: float) -> list[dict]:
     """Rows of one model: force MAE of held-out frames as training goes on."""
     import jax
 
-    from experiments import molecules, systems, training
+    from experiments import systems
+    from experiments.stages import pretrain
+    from experiments.systems import base
 
     settings = SETTINGS[name]
     config = config.copy_and_resolve_references()
     config.pretrain.schedule, config.pretrain.num_steps = "constant", 0
     config.pretrain.learning_rate, config.pretrain.batch_size = settings.learning_rate, settings.batch_size
-    key = systems.key_for(config, "model")
-    system = molecules.build(config, lambda _, dataset, key: build_model(name, dataset, key))
-    init, run = training.build_pretraining(config.pretrain, system)
-    validate = jax.jit(system.qm_loss)
-    train_set, held_out = (systems.labeled(system, index) for index in (system.split.train, system.split.validation))
-    state = init(jax.jit(system.potential.init)(key))
+    key = base.key_for(config, "model")
+    system = systems.build(config, make_model=lambda _, dataset, key: build_model(name, dataset, key))
+    init, run = pretrain.build(config.pretrain, system)
+    validate = jax.jit(system.problem.qm_loss())
+    train_set, held_out = (system.data.labeled(index) for index in system.data.split[:2])
+    state = init(jax.jit(system.problem.potential.init)(key))
     rng = np.random.default_rng([config.seed, 0])
 
     def advance(state):
-        batches = training.batches(rng, len(train_set.energy), settings.steps_per_look, settings.batch_size)
+        batches = pretrain.batches(rng, len(train_set.energy), settings.steps_per_look, settings.batch_size)
         return jax.block_until_ready(run(state, train_set, batches)[0])
 
     advance(state)  # compiles
@@ -97,7 +99,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0, help="CPU minutes for each model")
     parser.add_argument("--models", type=records.names(tuple(SETTINGS)), default=list(SETTINGS), help="comma-separated")
     given = parser.parse_args()
-    runtime.configure(host_devices=0)
+    cli.configure(host_devices=0)
     config = aspirin_paper.get_config()
     config.data.path, config.data.energy_unit = str(given.data), given.energy_unit
     config.data.num_train, config.data.num_validation, config.data.num_test = given.num_train, 100, 1

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import memory, runtime
+from experiments import cli, memory
 from experiments.benchmarks import records
 from experiments.benchmarks.timing import measure
 
@@ -43,17 +43,17 @@ def exact_mean(depth, grid):
 
 def methods(num_steps: int) -> dict[str, Callable[..., jax.Array]]:
     """`(depth, keys, start) -> gradient` by name, from one trajectory for each key and start."""
-    from stablejax import dynamics, expectation
+    from stablejax import dynamics, expectation, from_energy
 
     # Little friction: trajectories that were close part, as those of molecules do.
-    integrator = dynamics.langevin(energy, MASS, kT=KT, timestep=0.05, friction=0.02)
+    integrator = dynamics.langevin(from_energy(energy, num_atoms=1), MASS, kT=KT, timestep=0.05, friction=0.02)
 
     def trajectory(depth, key, start):
         def frame(state, _):
-            state = jax.lax.scan(lambda s, _: (integrator.step(depth, s), None), state, None, STEPS_PER_FRAME)[0]
+            state = jax.lax.scan(lambda s, _: (integrator.step(s, depth, None), None), state, None, STEPS_PER_FRAME)[0]
             return state, state.position
 
-        return jax.lax.scan(frame, integrator.init(key, depth, start), None, num_steps // STEPS_PER_FRAME)[1]
+        return jax.lax.scan(frame, integrator.init(key, start, depth, None), None, num_steps // STEPS_PER_FRAME)[1]
 
     def frames(depth, keys, start):
         position = jax.vmap(trajectory, (None, 0, 0))(depth, keys, start)
@@ -104,7 +104,7 @@ def main() -> None:
     given = parser.parse_args()
     if bad := [number for number in given.num_steps if number < 1 or number % STEPS_PER_FRAME]:
         parser.error(f"--num_steps has to be multiples of {STEPS_PER_FRAME}, got {bad}.")
-    runtime.configure(host_devices=1)
+    cli.configure(host_devices=1)
     rows = run(given.num_steps, given.num_replicas, given.num_estimates, given.repeats)
     records.keep(given, "benchmarks.unrolled", rows)
 

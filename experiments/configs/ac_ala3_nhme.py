@@ -7,6 +7,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from experiments.configs import ac_ala3_nhme_paper
+from experiments.configs.models import nequip
 
 DATA = Path(__file__).resolve().parent.parent / "data" / "ac_ala3_nhme_gfn2.npz"
 
@@ -21,10 +22,7 @@ def get_config() -> ConfigDict:
     config.data.num_train = 30
     config.data.num_validation = 30
 
-    config.model.num_features = 16
-    config.model.num_layers = 2
-    config.model.radial_width = 32
-    config.model.cutoff_A = 4.0
+    config.model = nequip.get_config()
 
     config.pretrain.num_steps = 1000
     config.pretrain.batch_size = 4

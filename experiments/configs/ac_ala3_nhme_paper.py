@@ -8,6 +8,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from experiments.configs import aspirin_paper
+from experiments.configs.models import nequip
 
 
 def get_config() -> ConfigDict:
@@ -16,12 +17,10 @@ def get_config() -> ConfigDict:
     config.name = "ac_ala3_nhme_paper"
     config.data.num_train = 14_890
 
-    model = config.model = ConfigDict()
-    model.name = "nequip"
+    with config.unlocked():
+        model = config.model = nequip.get_config()
     model.num_features = 32
     model.num_layers = 3
-    model.max_degree = 1
-    model.num_basis = 8
     model.radial_width = 64
     model.cutoff_A = 5.0
 

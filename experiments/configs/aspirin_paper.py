@@ -8,6 +8,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from experiments.configs import common
+from experiments.configs.models import schnet
 
 
 def get_config() -> ConfigDict:
@@ -16,12 +17,10 @@ def get_config() -> ConfigDict:
     config.name = "aspirin_paper"
     config.data.energy_unit = "kcal/mol"
 
-    model = config.model = ConfigDict()
-    model.name = "schnet"  # schnet, nequip or gemnet; its sizes follow
+    model = config.model = schnet.get_config()
     model.num_features = 64
     model.num_filters = 64
     model.num_blocks = 6
-    model.num_gaussians = 25
     model.cutoff_A = 5.0
 
     config.pretrain.schedule = "plateau"
@@ -31,12 +30,12 @@ def get_config() -> ConfigDict:
     config.md.thermostat = "nose_hoover"
     config.md.damping_time_fs = 16.7  # the period of the paper's effective mass, 2000 cm⁻¹
 
-    stability = config.stability = ConfigDict()
+    stability = config.stability
     stability.train_threshold_A = 0.25  # largest bond length deviation in training
     stability.evaluate_threshold_A = 0.5  # the same at evaluation
     stability.learn_threshold_A = 0.5  # frames of the learning phase are used up to here, then the replica is frozen
 
-    observable = config.observable = ConfigDict()
+    observable = config.observable
     observable.stop_A = 10.0  # h(r) reaches from 0 to here
     observable.width_A = 0.02  # of the bins
     observable.smearing_A = 0.01  # width of the Gaussians

@@ -9,6 +9,7 @@ def get_config() -> ConfigDict:
     """Fields that have no sensible common value are placeholders and are set per system."""
     config = ConfigDict()
     config.name = config_dict.required_placeholder(str)  # names the run's directory and its record
+    config.system = "molecule"  # how data become a problem: molecule or liquid
     config.seed = 0  # everything random follows from it
     config.run_dir = ""  # where results go; empty: runs/NAME_seedSEED. A run that was interrupted there is resumed
     config.host_devices = 0  # CPU devices for replicas; 0: one per core
@@ -25,6 +26,7 @@ def get_config() -> ConfigDict:
     data.num_train = 1000  # frames of the static training set
     data.num_validation = 200  # frames that choose the best parameters of pretraining
     data.num_test = 500  # held-out frames: errors, and starts of the evaluation
+    data.num_reference = 0  # frames, not held out, that the references of observables are means over; 0: all of them
 
     pretrain = config.pretrain = ConfigDict()
     pretrain.num_steps = 100_000  # optimizer steps at the most
@@ -65,9 +67,9 @@ def get_config() -> ConfigDict:
     stable.qm_batch_size = 100  # frames of the static set per epoch; the whole set if that is smaller
     stable.max_updates = 1  # of the parameters per epoch; more reuse its samples by reweighting
     stable.min_effective_fraction = 0.5  # samples are reused while N_eff/N is at least this
-    stable.trust_blocks = 0  # blocks of replicas for the gradient's signal-to-noise, a gradient each; 0: no look
+    stable.jackknife_blocks = 0  # blocks of replicas for the gradient's signal-to-noise, a gradient each; 0: no look
     stable.wanted_signal_to_noise = (
-        0.0  # under it the next epoch simulates longer, t by t; 0: always t; see trust_blocks
+        0.0  # under it the next epoch simulates longer, t by t; 0: always t; see jackknife_blocks
     )
     stable.max_rounds = 8  # at most so many times t
     stable.plateau_factor = 0.2  # the rate falls by this when the observable loss stalls
@@ -76,10 +78,16 @@ def get_config() -> ConfigDict:
     stable.estimator_chunk = 0  # samples whose energies are differentiated together; 0: chosen from the memory
     stable.max_simulation_ps = 1000.0  # per replica and simulation phase: gives up looking for instability
 
+    stability = config.stability = ConfigDict()
+    stability.others = ""  # further criteria of training, name=threshold, …: see CRITERIA of stablejax/named.py
+
+    observable = config.observable = ConfigDict()
+    observable.others = ""  # further observables that are trained on, name=weight, …: see OBSERVABLES there
+
     evaluate = config.evaluate = ConfigDict()
     evaluate.num_replicas = 256
     evaluate.horizon_ps = 300.0  # a replica that is stable until then is censored
     evaluate.frame_spacing_fs = 10.0  # of the frames that observables are taken from
-    evaluate.chunk_ps = 1.0  # between looks of the host; also the window of the velocity autocorrelation function
+    evaluate.chunk_ps = 1.0  # simulated between two checks by the host; also the window of the VACF
     evaluate.vacf_window_fs = 500.0  # largest lag of the velocity autocorrelation function
     return config

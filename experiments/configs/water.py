@@ -5,6 +5,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from experiments.configs import water_paper
+from experiments.configs.models import schnet
 
 
 def get_config() -> ConfigDict:
@@ -15,13 +16,8 @@ def get_config() -> ConfigDict:
     config.data.num_validation = 20
     config.data.num_test = 50
 
-    model = config.model = ConfigDict()
-    model.name = "schnet"
-    model.num_features = 32
-    model.num_filters = 32
-    model.num_blocks = 2
-    model.num_gaussians = 25
-    model.cutoff_A = 4.0
+    with config.unlocked():
+        config.model = schnet.get_config()
 
     config.pretrain.num_steps = 3000
     config.pretrain.batch_size = 2

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from experiments.configs import water, water_paper
+from experiments.configs import water
+from experiments.configs.models import gemnet
 
 
 def get_config() -> ConfigDict:
@@ -16,14 +17,7 @@ def get_config() -> ConfigDict:
     config.name = "water_gemnet"
 
     with config.unlocked():
-        model = config.model = water_paper.get_config().model
-    model.num_blocks = 1
-    model.atom_size = 16
-    model.edge_size = 16
-    model.triplet_size = 8
-    model.bilinear_size = 8
-    model.num_spherical = 4
-    model.cutoff_A = 3.5
+        config.model = gemnet.get_config()
 
     config.pretrain.num_steps = 300
     config.observable.distance_weight = 1000.0

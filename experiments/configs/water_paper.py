@@ -10,6 +10,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from experiments.configs import common
+from experiments.configs.models import gemnet
 
 DATA = Path(__file__).resolve().parent.parent / "data" / "water_spcfw.npz"
 
@@ -18,19 +19,18 @@ def get_config() -> ConfigDict:
     """The paper's settings; `experiments/configs/water.py` scales them down."""
     config = common.get_config()
     config.name = "water_paper"
+    config.system = "liquid"
     config.data.path = str(DATA)
     config.data.energy_unit = "eV"
     config.data.num_test = 200
 
-    model = config.model = ConfigDict()
-    model.name = "gemnet"
+    model = config.model = gemnet.get_config()
     model.num_blocks = 4
     model.atom_size = 128
     model.edge_size = 128
     model.triplet_size = 64
     model.bilinear_size = 64
     model.num_spherical = 7
-    model.num_radial = 6
     model.cutoff_A = 5.0
 
     config.pretrain.batch_size = 1
@@ -46,7 +46,7 @@ def get_config() -> ConfigDict:
     config.md.skin_A = 0.25  # of neighbor lists
     config.md.spare_pairs = 1.15  # places in them, over the most that a frame of the data needs
 
-    stability = config.stability = ConfigDict()
+    stability = config.stability
     stability.train_threshold_A = 1.2  # smallest distance between molecules in training
     stability.learn_threshold_A = 1.0  # frames of the learning phase are used down to here
     stability.evaluate_threshold = 3.0  # ∫|Δg|dr of any RDF, Å, over a window
@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
     stability.look_fs = 20.0  # between the frames of a window
     stability.bond_threshold_A = 0.5  # the reference has to keep its bonds so well
 
-    observable = config.observable = ConfigDict()
+    observable = config.observable
     observable.stop_A = 6.2  # RDFs reach from 0 to here
     observable.width_A = 0.05  # of their bins
     observable.molecules_per_neighborhood = 1

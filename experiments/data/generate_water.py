@@ -192,11 +192,13 @@ def assemble(work: Path, output: Path) -> None:
     from ase.data import atomic_masses
     from ase.units import fs, kB
 
-    from experiments import liquids, report
+    from experiments import report
     from experiments.configs import water_paper
     from experiments.data.generate_molecule import rounded
-    from stablejax import units
+    from experiments.systems import liquid
+    from stablejax import topology, units
     from stablejax.observables import structure, transport
+    from stablejax.space import periodic
     from stablejax.types import Frame
 
     runs = [np.load(work / f"trajectory_{index}.npz") for index in range(NUM_TRAJECTORIES)]
@@ -204,7 +206,7 @@ def assemble(work: Path, output: Path) -> None:
     z, molecule = np.tile([8, 1, 1], NUM_MOLECULES), np.repeat(np.arange(NUM_MOLECULES), 3)
     mass, config = atomic_masses[z], water_paper.get_config()
     size = round(1000 * config.evaluate.chunk_ps / SEGMENT_SPACING_FS)
-    motion_fn = jax.jit(liquids.build_motion(config, jnp.asarray(mass, jnp.float32), molecule))
+    motion_fn = jax.jit(liquid.build_motion(config, mass.astype(np.float32), molecule))
     windows = [
         motion_fn(Frame(position[start : start + size], velocity[start : start + size] / np.float32(units.FEMTOSECOND)))
         for run in runs
@@ -213,11 +215,11 @@ def assemble(work: Path, output: Path) -> None:
     ]
     motion = jax.tree.map(lambda *some: np.stack(some), *windows)
 
-    pairs = structure.intermolecular_pairs(z, molecule)
+    pairs = topology.intermolecular_pairs(z, molecule)
     peaks = []
     for (low, high), some in pairs.items():
-        rdf_fn = structure.radial_distribution(some, stop=6.0, width=0.05, cell=BOX_A * np.eye(3))
-        rdf = np.mean(jax.lax.map(jax.jit(rdf_fn), jnp.asarray(R, jnp.float32)), axis=0)
+        rdf_fn = structure.radial_distribution(some, stop=6.0, width=0.05, space=periodic(BOX_A * np.eye(3)))
+        rdf = np.mean(jax.lax.map(jax.jit(rdf_fn), Frame(jnp.asarray(R, jnp.float32))), axis=0)
         top = int(rdf.argmax())
         peaks.append(f"{'OH'[low == 1]}{'OH'[high == 1]} {0.05 * (top + 0.5):.2f} Å ({rdf[top]:.2f})")
     kinetic = atomic_masses[z][:, None] * (V / fs) ** 2 / kB
@@ -226,7 +228,10 @@ def assemble(work: Path, output: Path) -> None:
     per_run = kinetic.mean(axis=(1, 2)).reshape(NUM_TRAJECTORIES, -1).mean(axis=1)
     bond = np.concatenate([np.linalg.norm(R[:, h::3] - R[:, 0::3], axis=-1) for h in (1, 2)], axis=1)
     drift = [(e[-len(e) // 4 :].mean() - e[: len(e) // 4].mean()) for run in runs for e in run["segment_total_energy"]]
-    found = {row["metric"]: row for row in report.diffusivity_rows(config, "reference", motion)}
+    settings = config.evaluate
+    fit_ps = (settings.diffusion_from_ps, settings.displacement_ps)
+    rows = report.diffusivity_rows("reference", motion, spacing_fs=settings.frame_spacing_fs, fit_ps=fit_ps)
+    found = {row["metric"]: row for row in rows}
 
     np.savez_compressed(
         output,

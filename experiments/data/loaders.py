@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
-from scipy.sparse import csgraph
 
 from stablejax import units
-from stablejax.geometry import Pairs
-from stablejax.observables import structure
+from stablejax.space import Pairs
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -130,23 +128,32 @@ def split(dataset: Dataset, *, num_train: int, num_validation: int, num_test: in
     return chosen
 
 
-def make_whole(dataset: Dataset, bonds: Pairs) -> Dataset:
-    """The data set with every atom beside those that it is bonded to, where it was wrapped."""
-    if dataset.cell is None or not dataset.is_wrapped:
-        return dataset
-    position, inverse = dataset.position.astype(float), np.linalg.inv(dataset.cell)
-    num_atoms = len(dataset.species)
-    graph = structure.bond_graph(bonds, num_atoms)
-    is_seen = np.zeros(num_atoms, bool)
-    for root in range(num_atoms):
-        if is_seen[root]:
-            continue
-        order, parent = csgraph.breadth_first_order(graph, root, directed=False)
-        is_seen[order] = True
-        for atom in order[1:]:
-            vector = position[:, atom] - position[:, parent[atom]]
-            position[:, atom] -= np.round(vector @ inverse) @ dataset.cell
-    return dataset._replace(position=position.astype(np.float32), is_wrapped=False)
+def reference_frames(dataset: Dataset, split: Split, *, num: int, seed: int) -> np.ndarray:
+    """Indices of the frames that references of observables are means over: never test frames, nor what they are from.
+
+    Where the data set says which trajectory a frame is from, all frames of trajectories with test frames are left out.
+    Labels of these frames are not used: a simulation without energies and forces serves as well.
+
+    Args:
+      dataset: all frames.
+      split: its test frames are left out.
+      num: frames to draw; 0: all that are left.
+      seed: of the run.
+
+    Raises:
+      ValueError: fewer frames are left.
+    """
+    is_held_out = np.zeros(len(dataset.position), bool)
+    is_held_out[split.test] = True
+    if dataset.trajectory is not None and len(np.unique(dataset.trajectory)) > 1:
+        is_held_out = np.isin(dataset.trajectory, dataset.trajectory[split.test])
+    left = np.flatnonzero(~is_held_out)
+    if num > len(left):
+        raise ValueError(
+            f"config.data.num_reference asks for {num} frames, but {len(left)} are left that are not held out for the "
+            "test: ask for fewer, or for 0, which takes all of them."
+        )
+    return np.sort(np.random.default_rng([seed, 2]).permutation(left)[:num]) if num else left
 
 
 def check_bonds_kept(dataset: Dataset, bonds: Pairs, *, threshold: float) -> None:
@@ -169,32 +176,8 @@ def check_bonds_kept(dataset: Dataset, bonds: Pairs, *, threshold: float) -> Non
 
 
 def _read_npz(path: Path) -> Dataset:
-    with np.load(path, allow_pickle=False) as file:
-        try:
-            arrays = {name: file[name] for name in file.files}
-        except ValueError as error:
-            raise ValueError(
-                f"{path}: holds pickled Python objects, which are not read because they can run code: "
-                "save it again with plain numeric arrays."
-            ) from error
-    found = {}
-    for field, names in _NPZ_NAMES.items():
-        present = [name for name in names if name in arrays]
-        if not present:
-            raise ValueError(
-                f"{path}: expected {field} under one of the names {', '.join(names)}, got arrays "
-                f"{', '.join(sorted(arrays))}: rename the array."
-            )
-        found[field] = arrays[present[0]]
-    species = found["species"]
-    if species.ndim == 2:
-        changed = np.flatnonzero((species != species[0]).any(axis=1))
-        if len(changed):
-            raise ValueError(
-                f"{path}: frame {changed[0]} has its atoms in another order than frame 0: "
-                "give every frame the same order of atoms."
-            )
-        species = species[0]
+    arrays = _arrays(path)
+    found = {field: arrays[_name_of(path, field, arrays)] for field in _NPZ_NAMES}
     if ("cell" in arrays) != ("wrapped" in arrays):
         missing = "wrapped" if "cell" in arrays else "cell"
         raise ValueError(
@@ -205,7 +188,7 @@ def _read_npz(path: Path) -> Dataset:
     motion = {name.removeprefix("motion_"): arrays[name] for name in arrays if name.startswith("motion_")}
     motion.pop("spacing_fs", None)
     return Dataset(
-        species=species.astype(np.int32),
+        species=_one_order(path, found["species"]).astype(np.int32),
         position=found["position"],
         energy=found["energy"].reshape(-1),
         force=found["force"],
@@ -217,6 +200,41 @@ def _read_npz(path: Path) -> Dataset:
         motion=motion or None,
         motion_spacing_fs=None if motion_spacing is None else float(motion_spacing),
     )
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as file:
+        try:
+            return {name: file[name] for name in file.files}
+        except ValueError as error:
+            raise ValueError(
+                f"{path}: holds pickled Python objects, which are not read because they can run code: "
+                "save it again with plain numeric arrays."
+            ) from error
+
+
+def _name_of(path: Path, field: str, arrays: dict[str, np.ndarray]) -> str:
+    """Of the array that holds a field."""
+    present = [name for name in _NPZ_NAMES[field] if name in arrays]
+    if not present:
+        raise ValueError(
+            f"{path}: expected {field} under one of the names {', '.join(_NPZ_NAMES[field])}, got arrays "
+            f"{', '.join(sorted(arrays))}: rename the array."
+        )
+    return present[0]
+
+
+def _one_order(path: Path, species: np.ndarray) -> np.ndarray:
+    """Atomic numbers of all frames, which may come with each."""
+    if species.ndim < 2:
+        return species
+    changed = np.flatnonzero((species != species[0]).any(axis=1))
+    if len(changed):
+        raise ValueError(
+            f"{path}: frame {changed[0]} has its atoms in another order than frame 0: "
+            "give every frame the same order of atoms."
+        )
+    return species[0]
 
 
 def _read_extxyz(path: Path) -> Dataset:

@@ -24,7 +24,12 @@ def _shifted_softplus_jvp(primals, tangents):
 
 
 def equal_centers(num: int, *, cutoff: float) -> tuple[float, ...]:
-    """`num` equal steps from 0 to `cutoff`, Å, rounded to float32."""
+    """`num` equal steps from 0 to `cutoff`, Å, rounded to float32.
+
+    Args:
+      num: centers.
+      cutoff: the last, Å.
+    """
     return tuple(np.linspace(0.0, cutoff, num, dtype=np.float32).tolist())
 
 
@@ -41,7 +46,12 @@ def gaussian_basis(distance: Float[Array, "*shape"], center: tuple[float, ...]) 
 
 
 def cosine_envelope(distance: Float[Array, "*shape"], *, cutoff: float) -> Float[Array, "*shape"]:
-    """½(cos(π r / cutoff) + 1) inside the cutoff and 0 outside: value and slope vanish at the cutoff."""
+    """½(cos(π r / cutoff) + 1) inside the cutoff and 0 outside: value and slope vanish at the cutoff.
+
+    Args:
+      distance: r, Å.
+      cutoff: Å.
+    """
     inside = 0.5 * (jnp.cos(jnp.pi * distance / cutoff) + 1.0)
     return jnp.where(distance < cutoff, inside, 0.0)
 
@@ -64,6 +74,11 @@ def polynomial_envelope(distance: Float[Array, "*shape"], *, cutoff: float, expo
     """1 − (p+1)(p+2)/2 t^p + p(p+2) t^(p+1) − p(p+1)/2 t^(p+2) of t = r / cutoff, 0 outside (Gasteiger et al. 2020).
 
     Value, slope and curvature vanish at the cutoff.
+
+    Args:
+      distance: r, Å.
+      cutoff: Å.
+      exponent: p.
     """
     p, t = exponent, distance / cutoff
     inside = 1 - t**p * ((p + 1) * (p + 2) / 2 - t * (p * (p + 2) - t * (p * (p + 1) / 2)))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from stablejax.geometry import Pairs, safe_norm
+from stablejax.space import Pairs, safe_norm
 from stablejax.types import Array, Float, Int
 
 MAX_TILE = 64
@@ -122,6 +122,10 @@ def make_tiles(target: Int[Array, " edge"], num_atoms: int) -> Tiles:
 
     Edges that are known before the program runs, as those of all pairs of a molecule, take one tile an atom. Otherwise
     there are as many tiles of `MAX_TILE` places as edges could need, whatever they are.
+
+    Args:
+      target: atom that each edge ends at.
+      num_atoms: of the system.
     """
     is_known = isinstance(target, np.ndarray)
     xnp: Any = np if is_known else jnp
@@ -149,6 +153,11 @@ def sum_over_other_edges(
 
     Y_l is √((2l + 1)/4π) P_l. By the addition theorem Y_l of the angle is a sum of products of harmonics of either
     edge, so the sum over b and the product with the weights belong to the atom.
+
+    Args:
+      x: features of the edges.
+      weight: w.
+      edges: from `make_edges`.
     """
     num_degrees, *_, num_out = weight.shape
     norm = [(4 * np.pi / (2 * degree + 1)) ** 0.5 for degree in range(num_degrees)]

@@ -1,6 +1,6 @@
 """GemNet-T (Gasteiger, Becker and Günnemann, NeurIPS 2021): directional messages between edges, in Flax.
 
-Triplets are never formed: the angular basis depends on the angle alone, so by the addition theorem of spherical
+Triplets are never materialized: the angular basis depends on the angle alone, so by the addition theorem of spherical
 harmonics the sum over the other edges of an atom is a sum at the atom, less the edge's own term.
 """
 
@@ -16,9 +16,9 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from stablejax.geometry import Pairs, safe_norm
 from stablejax.models import basis
 from stablejax.models.edges import Edges, make_edges, sum_over_other_edges
+from stablejax.space import Pairs, safe_norm
 from stablejax.types import Array, Float, Params, Species
 
 _ROOT_HALF = 0.5**0.5
@@ -173,7 +173,7 @@ class Block(nn.Module):
 class GemNetT(nn.Module):
     """GemNet-T with one energy per atom; defaults are the paper's for water (Table 1, 1,891,008 parameters).
 
-    Forces are the gradient of the energy. The number of neighbors has no limit.
+    Forces are the gradient of the energy. There is no neighbor cap.
     """
 
     num_blocks: int = 4

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stablejax.geometry import Pairs
+from stablejax.space import Pairs
 from stablejax.types import Array, Float, Int
 
 NeighborSum = Callable[[Float[Array, "pair feature"], Float[Array, "atom feature"]], Float[Array, "atom feature"]]
@@ -23,7 +23,12 @@ class Neighbors(NamedTuple):
 
 
 def find_neighbors(pairs: Pairs, num_atoms: int) -> Neighbors | None:
-    """The neighbors; None for pairs that are padded or not known before the program runs, or uneven between atoms."""
+    """The neighbors; None for pairs that are padded or not known before the program runs, or uneven between atoms.
+
+    Args:
+      pairs: undirected.
+      num_atoms: of the system.
+    """
     if not (isinstance(pairs.first, np.ndarray) and isinstance(pairs.second, np.ndarray)):
         return None
     target = np.concatenate([pairs.first, pairs.second])
@@ -40,6 +45,10 @@ def neighbor_sum(pairs: Pairs, num_atoms: int) -> NeighborSum:
 
     Where pairs are known before the program runs and each atom has as many, as in a molecule with all its pairs, the
     sum and its gradient gather; adding to each atom in turn takes twice as long on a CPU.
+
+    Args:
+      pairs: undirected.
+      num_atoms: of the system.
     """
     neighbors = find_neighbors(pairs, num_atoms)
     mode = "promise_in_bounds" if neighbors else "drop"

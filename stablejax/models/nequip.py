@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from stablejax.geometry import Pairs, safe_norm
 from stablejax.models import basis, edges
+from stablejax.space import Pairs, safe_norm
 from stablejax.types import Array, Float, Params, Species
 
 
@@ -62,13 +62,24 @@ class Layer(NamedTuple):
         return sum(path.target == target for path in self.paths)
 
     def num_out(self, target: Irrep, num_features: int) -> int:
-        """Channels before the gate: the scalars bring those of the gates."""
+        """Channels before the gate: the scalars bring those of the gates.
+
+        Args:
+          target: irreducible representation.
+          num_features: of each.
+        """
         return num_features * (1 + len(self.gated) if target == SCALAR else 1)
 
 
 @cache
 def layers(num_layers: int, max_degree: int, *, has_parity: bool) -> tuple[Layer, ...]:
-    """Layers of a network that starts from scalars, with all paths between features of degree up to `max_degree`."""
+    """Layers of a network that starts from scalars, with all paths between features of degree up to `max_degree`.
+
+    Args:
+      num_layers: convolutions.
+      max_degree: l_max.
+      has_parity: whether features of both parities occur.
+    """
     harmonics_parity = -1 if has_parity else 1
     made: list[Layer] = []
     sources: tuple[Irrep, ...] = (SCALAR,)
@@ -199,7 +210,14 @@ class NequIP(nn.Module):
         vector: Float[Array, "pair 3"],
         filters: list[Float[Array, "pair filter"]],
     ) -> Float[Array, " atom"]:
-        """Atom energies, eV, from vectors and the filters of each pair."""
+        """Atom energies, eV, from vectors and the filters of each pair.
+
+        Args:
+          species: atomic numbers.
+          pairs: undirected, padded or not.
+          vector: of the pairs, Å.
+          filters: of each layer.
+        """
         is_element = (species[:, None] == jnp.asarray(self.elements)).astype(vector.dtype)
         harmonics = edges.spherical_harmonics(vector, max_degree=self.max_degree, normalization="component")
         features = {SCALAR: self.embedding(is_element)[:, None, :]}
@@ -249,11 +267,8 @@ def from_torch(
       ValueError: a name is missing or unknown, or an array has another size.
     """
     model = NequIP(tuple(elements), num_neighbors=num_neighbors)
-    remaining = {
-        name: np.asarray(array)
-        for name, array in state_dict.items()
-        if name != "scale_by" and not name.startswith("per_species_rescale.")
-    }
+    is_kept = lambda name: name != "scale_by" and not name.startswith("per_species_rescale.")  # noqa: E731
+    remaining = {name: np.asarray(array) for name, array in state_dict.items() if is_kept(name)}
 
     def take(name: str, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
         size = sum(int(np.prod(shape)) for shape in shapes)

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 from flax import linen as nn
 
-from stablejax.geometry import Pairs, safe_norm
 from stablejax.models import basis, messages
+from stablejax.space import Pairs, safe_norm
 from stablejax.types import Array, Float, Params, Species
 
 
@@ -60,7 +60,14 @@ class SchNet(nn.Module):
         vector: Float[Array, "pair 3"],
         filters: list[Float[Array, "pair filter"]],
     ) -> Float[Array, " atom"]:
-        """Atom energies, eV, from the filters of each pair; directions do not count."""
+        """Atom energies, eV, from the filters of each pair; directions do not count.
+
+        Args:
+          species: atomic numbers.
+          pairs: undirected, padded or not.
+          vector: of the pairs, Å.
+          filters: of each block.
+        """
         del vector
         feature = self.embedding(species).astype(filters[0].dtype)
         sum_over_neighbors = messages.neighbor_sum(pairs, len(species))

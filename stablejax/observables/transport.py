@@ -14,7 +14,7 @@ def velocity_autocorrelation(
 ) -> Float[Array, " lag"]:
     """Velocity autocorrelation function (A.4), normalized to 1 at lag 0, over all time origins.
 
-    The velocity of the center of mass is taken off first, so that thermostats that do and do not move it agree.
+    The velocity of the center of mass is removed first, so that thermostats that do and do not move it agree.
 
     Args:
       velocity: equally spaced consecutive frames.
@@ -32,15 +32,30 @@ def velocity_autocorrelation(
 def velocity_correlation(
     velocity: Float[Array, "frame atom 3"], mass: Float[Array, " atom"], *, num_lags: int
 ) -> Float[Array, " lag"]:
-    """⟨v(0) · v(t)⟩ over atoms and time origins, drift taken off, in the unit of the velocity squared; see above."""
+    """⟨v(0) · v(t)⟩ over atoms and time origins, drift removed, in the unit of the velocity squared.
+
+    Corrected for what the drift took with it; see `mean_squared_displacement`.
+
+    Args:
+      velocity: equally spaced consecutive frames.
+      mass: amu.
+      num_lags: lags from 0, at most the number of frames.
+
+    Raises:
+      ValueError: more lags than frames.
+    """
     _check_lags("velocity_correlation", num_lags, len(velocity))
-    return _over_lags(lambda now, later: jnp.sum(now * later, axis=-1), _without_drift(velocity, mass), num_lags)
+    moved = _without_drift(velocity, mass)
+    return _over_lags(lambda now, later: jnp.sum(now * later, axis=-1), moved, num_lags) / _share_kept(mass)
 
 
 def mean_squared_displacement(
     position: Float[Array, "frame atom 3"], mass: Float[Array, " atom"], *, num_lags: int
 ) -> Float[Array, " lag"]:
-    """Mean squared displacement over atoms and time origins, the drift of the center of mass taken off, Å².
+    """Mean squared displacement over atoms and time origins, the drift of the center of mass removed, Å².
+
+    N atoms that move independently keep 1 − m_i/M of their motion when that of their center of mass M is removed, so
+    the mean is divided by that of this factor, (N − 1)/N for like atoms.
 
     Args:
       position: equally spaced consecutive frames, not wrapped into the cell, Å.
@@ -51,7 +66,8 @@ def mean_squared_displacement(
       ValueError: more lags than frames.
     """
     _check_lags("mean_squared_displacement", num_lags, len(position))
-    return _over_lags(lambda now, later: jnp.sum((later - now) ** 2, axis=-1), _without_drift(position, mass), num_lags)
+    moved = _without_drift(position, mass)
+    return _over_lags(lambda now, later: jnp.sum((later - now) ** 2, axis=-1), moved, num_lags) / _share_kept(mass)
 
 
 def diffusivity_of_displacement(
@@ -87,7 +103,7 @@ def diffusivity_of_velocity(
 ) -> Float[np.ndarray, "*batch"]:
     """Self-diffusion coefficient by Green–Kubo, D = ⅓ ∫ ⟨v(0) · v(t)⟩ dt over all lags by the trapezoidal rule.
 
-    Lags have to be dense enough for the fastest motion, so molecules are better looked at than their atoms.
+    Lags have to be dense enough for the fastest motion, so centers of molecules suit better than atoms.
 
     Args:
       correlation: see `velocity_correlation`.
@@ -128,6 +144,12 @@ def _without_drift(x, mass):
     return x - jnp.sum(mass * x, axis=1, keepdims=True) / jnp.sum(mass)
 
 
+def _share_kept(mass) -> Float[Array, ""]:
+    """Mean over the atoms of 1 − m/M: what is left of independent motion without that of the center of mass."""
+    mass = jnp.asarray(mass)
+    return 1 - jnp.mean(mass) / jnp.sum(mass)
+
+
 def _check_lags(name: str, num_lags: int, num_frames: int) -> None:
     if num_lags > num_frames:
-        raise ValueError(f"`{name}`: {num_lags} lags need as many frames, got {num_frames}.")
+        raise ValueError(f"`{name}`: {num_lags} lags need as many frames, got {num_frames}: ask for fewer lags.")

@@ -9,41 +9,23 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.evaluation import Evaluation
-from experiments.systems import Profile
-from stablejax import survival
+from experiments.report.facts import Facts, Runs
+from stablejax import metrics, survival
 
 matplotlib.use("Agg")
 BEFORE, AFTER, REFERENCE = "#4477aa", "#ee7733", "#222222"
 LEARNING = "#dddddd"
 
 
-def figure_3(
-    course: list[dict],
-    before: Evaluation,
-    after: Evaluation,
-    *,
-    profiles: dict[str, Profile],
-    reference: dict[str, np.ndarray],
-    reference_motion: dict[str, np.ndarray],
-    horizon_ps: float,
-    spacing: float,
-) -> Figure:
-    """Course of training, survival, structure and its difference from the reference, error of the VACF."""
-    rows: list[list[Callable]] = [
-        [partial(_course, course=course), partial(_survival, before=before, after=after, horizon_ps=horizon_ps)],
-        [partial(_profile, profile=p, reference=reference, name=n, runs=(before, after)) for n, p in profiles.items()],
-    ]
-    error = partial(_vacf_error, before=before, after=after, reference=reference_motion.get("vacf"))
-    if len(profiles) == 1:
-        rows[1].append(error)
-    else:
-        rows.append([error])
-    if "msd" in before.motion:
-        rows[-1].append(partial(_displacement, before=before, after=after, reference=reference_motion, spacing=spacing))
-    if "ramachandran" in reference:
-        runs = {"reference": reference, "before": before.structure, "after": after.structure}
-        rows.append([partial(_ramachandran, title=title, density=run["ramachandran"]) for title, run in runs.items()])
+def figure_3(facts: Facts, runs: Runs, course: list[dict]) -> Figure:
+    """Course of training, survival, structure and its difference from the reference, error of the VACF.
+
+    Args:
+      facts: of the experiment.
+      runs: what was measured.
+      course: of StABlE training, an entry per step.
+    """
+    rows = _panels(facts, runs, course)
     figure = Figure(figsize=(11, 4 * len(rows)), layout="constrained")
     name = iter("abcdefghijklmnopqrstuvwxyz")
     for panels, part in zip(rows, figure.subfigures(len(rows), 1, squeeze=False)[:, 0], strict=True):
@@ -54,6 +36,28 @@ def figure_3(
             axis.set_title(f"({next(name)}) {title}", loc="left", fontsize=11)
             axis.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _panels(facts: Facts, runs: Runs, course: list[dict]) -> list[list[Callable]]:
+    """What is drawn, row by row; each takes its axis."""
+    before, after, reference = runs.before, runs.after, facts.structure_reference
+    both = dict(before=before, after=after)
+    profiles: list[Callable] = [
+        partial(_profile, profile=profile, reference=reference, name=name, runs=(before, after))
+        for name, profile in facts.profiles.items()
+    ]
+    motion: list[Callable] = [partial(_vacf_error, **both, reference=runs.reference_motion.get("vacf"))]
+    if "msd" in before.motion:
+        spacing = facts.frame_spacing_fs / 1000
+        motion.append(partial(_displacement, **both, reference=runs.reference_motion, spacing=spacing))
+    rows: list[list[Callable]] = [
+        [partial(_course, course=course), partial(_survival, **both, horizon_ps=facts.horizon_ps)]
+    ]
+    rows += [profiles + motion] if len(profiles) == 1 else [profiles, motion]
+    if "ramachandran" in reference:
+        maps = {"reference": reference, "before": before.structure, "after": after.structure}
+        rows.append([partial(_ramachandran, title=title, density=part["ramachandran"]) for title, part in maps.items()])
+    return rows
 
 
 def _course(axis, course):
@@ -115,7 +119,8 @@ def _vacf_error(axis, before, after, reference):
         axis.text(0.5, 0.5, "the reference holds no consecutive velocities", ha="center", transform=axis.transAxes)
         return
     mean = reference.mean(axis=0)
-    groups = [vacf_errors(run, mean) for run in (before, after)] + [np.abs(reference - mean).mean(axis=1)]
+    curves = (before.motion["vacf"], after.motion["vacf"], reference)
+    groups = [metrics.errors_of_replicas(some, mean) for some in curves]
     labels = ["before", "after", "windows of\nthe reference"]
     shown = [(group, label) for group, label in zip(groups, labels, strict=True) if len(group)]
     axis.boxplot([group for group, _ in shown], tick_labels=[f"{label} ({len(group)})" for group, label in shown])
@@ -127,20 +132,16 @@ def _displacement(axis, before, after, reference, spacing):
     if "msd" in reference:
         curves.append((reference["msd"], REFERENCE, "reference"))
     whole = [(msd[np.isfinite(msd).all(axis=1)], color, label) for msd, color, label in curves]
-    axis.set(title="mean squared displacement of molecules", xlabel="time (ps)", ylabel="Å²")
+    axis.set(title="mean squared displacement", xlabel="time (ps)", ylabel="Å²")
     if not any(len(msd) for msd, _, _ in whole):
         axis.text(0.5, 0.5, "no replica was stable for a whole window", ha="center", transform=axis.transAxes)
         return
     for msd, color, label in whole:
         if not len(msd):
             continue
-        time, mean, error = spacing * np.arange(msd.shape[1]), msd.mean(axis=0), msd.std(axis=0) / np.sqrt(len(msd))
+        time, mean = spacing * np.arange(msd.shape[1]), msd.mean(axis=0)
+        error = msd.std(axis=0, ddof=1) / np.sqrt(len(msd)) if len(msd) > 1 else np.zeros_like(mean)
         axis.fill_between(time, mean - 2 * error, mean + 2 * error, color=color, alpha=0.2, linewidth=0)
         axis.plot(time, mean, color=color, label=f"{label} ({len(msd)})", linewidth=1)
     axis.legend(frameon=False)
     axis.set(xlim=(0, None), ylim=(0, None))
-
-
-def vacf_errors(run: Evaluation, mean: np.ndarray) -> np.ndarray:
-    """Mean absolute error of each replica that was stable for a whole window."""
-    return np.abs(run.motion["vacf"] - mean).mean(axis=1)[np.isfinite(run.motion["vacf"]).all(axis=1)]

@@ -1,0 +1,183 @@
+"""The command line of an experiment, and what it sets up before JAX starts: devices, warnings, compiled programs."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import os
+import re
+import sys
+import warnings
+from pathlib import Path
+
+import jax
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from experiments import false_alarms, processes, provenance
+
+CONFIGS = Path(__file__).parent / "configs"
+
+RENAMED = {
+    "observable.molecules_per_neighbourhood": "observable.molecules_per_neighborhood",
+    "stable.trust_blocks": "stable.jackknife_blocks",
+}
+"""Fields of configs by their former names, which command lines and files may still use."""
+
+
+def start(name: str) -> None:
+    """The command line of an experiment: `--config=FILE`, `experiments/configs/NAME.py` unless given, and its fields.
+
+    Args:
+      name: of the config file.
+    """
+    default = CONFIGS / f"{name}.py"
+    try:
+        path, argv = split_arguments(sys.argv)
+        config = load_config(path or str(default), model=_value_of(argv, "--config.model.name"))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    try:
+        config_flags.DEFINE_config_dict("config", config, sys_argv=argv)
+    except (AttributeError, KeyError) as error:  # a field that the config does not have
+        sys.exit(f"error: {error.args[0]}")
+    app.run(lambda _: main(config), argv=argv)
+
+
+def split_arguments(argv: list[str]) -> tuple[str | None, list[str]]:
+    """The file that `--config` names, if any, and the other arguments with fields under their present names.
+
+    Args:
+      argv: the program and its arguments.
+
+    Raises:
+      ValueError: `--config` without a file.
+    """
+    path, others = None, []
+    arguments = iter(flags.FLAGS.read_flags_from_files(argv, force_gnu=False))
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if flag in ("--config", "-config"):
+            path = value if equals else next(arguments, "")
+            if not path or path.startswith("-"):
+                raise ValueError("--config needs a file: write --config=FILE.")
+            continue
+        field = re.sub(r"^--?config\.", "", flag)
+        if field != flag and field in RENAMED:
+            flag = f"--config.{RENAMED[field]}"
+            _note_renamed(field)
+        others.append(flag + equals + value)
+    return path, others
+
+
+def load_config(path: str, *, model: str | None = None) -> ConfigDict:
+    """The config of a file, its fields under their present names.
+
+    Args:
+      path: of the file, or `FILE:ARGUMENT` for its `get_config`.
+      model: name of a model that replaces the one of the file, with all its sizes. None: the file's.
+
+    Raises:
+      ValueError: there is no such model.
+      OSError: there is no such file.
+    """
+    file, colon, argument = path.partition(":")
+    config = _read(Path(file), *[argument] * bool(colon))
+    with config.unlocked():
+        for old, new in RENAMED.items():
+            *sections, former = old.split(".")
+            section = config
+            for part in sections:
+                section = section.get(part, ConfigDict())
+            if former in section:
+                section[new.rpartition(".")[2]] = section[former]
+                del section[former]
+                _note_renamed(old)
+        if model is not None and model != config.model.name:
+            config.model = _model_config(model)
+    return config.lock()
+
+
+def main(config: ConfigDict) -> None:
+    """Run an experiment from the command line: what is wrong with the input is one sentence, not a traceback.
+
+    Args:
+      config: of the experiment.
+    """
+    configure(host_devices=config.host_devices)
+    try:
+        processes.join(config.cluster)
+        # Not before: jax-md starts the backend when it is imported, and the number of devices is fixed then.
+        from experiments import pipeline
+
+        pipeline.run(config)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+def configure(*, host_devices: int, has_threads: bool = False, keeps_programs: bool = True) -> None:
+    """Set up JAX for replicas side by side. It has to be called before JAX computes anything.
+
+    Replicas are shared between devices, so one XLA device per core is how the cores of a CPU are used; it changes
+    nothing on a GPU or TPU.
+
+    Args:
+      host_devices: XLA devices of the host; 0: one per core.
+      has_threads: whether a device uses all cores.
+      keeps_programs: whether compiled programs are kept on disk for the next run.
+    """
+    # jax-md asks for float64 in places and is given float32, as it should be without x64.
+    warnings.filterwarnings("ignore", message="Explicitly requested dtype", category=UserWarning)
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
+    # It says so when it makes its list of fonts, once on every new machine.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.WARNING)
+    if not has_threads:
+        os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false " + os.environ.get("XLA_FLAGS", "")
+    jax.config.update("jax_num_cpu_devices", host_devices or provenance.available_cores())
+    if keeps_programs:
+        false_alarms.drop()
+        if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+            jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
+
+
+def cache_folder() -> Path:
+    """Where compiled programs are kept for the next run; a folder of its own for each kind of processor.
+
+    `JAX_COMPILATION_CACHE_DIR` chooses another one.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    kind = hashlib.sha256(provenance.cpu_features().encode()).hexdigest()[:12]
+    return base / "stablejax" / "xla" / kind
+
+
+def _model_config(name: str) -> ConfigDict:
+    """The sizes of a model, from its own file."""
+    known = sorted(path.stem for path in (CONFIGS / "models").glob("[a-z]*.py"))
+    if name not in known:
+        raise ValueError(f"config.model.name has to be one of {', '.join(known)}, got {name!r}.")
+    return _read(CONFIGS / "models" / f"{name}.py")
+
+
+def _read(path: Path, *arguments: str) -> ConfigDict:
+    """What the `get_config` of a file gives."""
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"--config has to be a Python file, got {path}.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(*arguments)
+
+
+def _value_of(argv: list[str], flag: str) -> str | None:
+    """The last value that is given to a flag."""
+    value = None
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, given = argument.partition("=")
+        if name == flag:
+            value = given if equals else following
+    return value
+
+
+def _note_renamed(old: str) -> None:
+    print(f"note: config.{old} is now config.{RENAMED[old]}", file=sys.stderr)

@@ -1,0 +1,95 @@
+"""Where figures come from: command, commit, versions and machine, for every record."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import jax
+
+PACKAGES = ("jax", "jaxlib", "jax-md", "flax", "optax", "numpy", "scipy")
+
+ENVIRONMENT = ("XLA_FLAGS", "GLIBC_TUNABLES")
+"""Variables that change how fast a run is."""
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def about() -> dict[str, object]:
+    """What every record says of its run."""
+    return {
+        "command": command(),
+        "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+        "commit": commit(),
+        "versions": versions(),
+        "machine": machine(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the result."""
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
+
+
+def machine() -> dict[str, object]:
+    """Cores, processor and accelerator, without names of hosts or people."""
+    device = jax.devices()[0]
+    return {
+        "cores": available_cores(),
+        "cpu": _cpu_name(),
+        "accelerator": None if device.platform == "cpu" else device.device_kind,
+        "devices": len(jax.devices()),
+    }
+
+
+def commit() -> str:
+    """The commit of the working tree, marked where it has uncommitted changes; "unknown" outside of git."""
+    here = Path(__file__).resolve().parent
+    try:
+        run = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=12", "--dirty", "--match="],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return run.stdout.strip()
+
+
+def command() -> str:
+    """The command that runs this experiment, without paths of this machine."""
+    spec = sys.modules["__main__"].__spec__
+    module = f"-m {spec.name}" if spec else Path(sys.argv[0]).name
+    return " ".join([f"python {module}", *map(_without_folder, sys.argv[1:])])
+
+
+def _without_folder(argument: str) -> str:
+    option, equals, value = argument.rpartition("=")
+    return f"{option}{equals}{Path(value).name if Path(value).is_absolute() else value}"
+
+
+def _cpu_name() -> str:
+    return _cpu_entry("model name") or platform.processor() or platform.machine()
+
+
+def cpu_features() -> str:
+    """What code compiled for this processor may use."""
+    return f"{_cpu_name()} {_cpu_entry('flags')}"
+
+
+def _cpu_entry(name: str) -> str:
+    """What Linux says of the first core; nothing elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")

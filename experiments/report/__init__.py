@@ -1,0 +1,21 @@
+"""What a run leaves for people: its record, a page and a figure."""
+
+from experiments.report.facts import Facts, Runs, facts_of
+from experiments.report.page import write_page
+from experiments.report.record import diffusivity_rows, finder, make_record
+from experiments.report.words import number, summary, with_error, with_interval, with_ratio
+
+__all__ = [
+    "Facts",
+    "Runs",
+    "diffusivity_rows",
+    "facts_of",
+    "finder",
+    "make_record",
+    "number",
+    "summary",
+    "with_error",
+    "with_interval",
+    "with_ratio",
+    "write_page",
+]

@@ -1,0 +1,163 @@
+"""The record of a run: one JSON object, one row per figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from experiments import checkpoints, provenance
+from experiments.report.facts import Facts, Runs
+from experiments.stages.evaluate import Evaluation
+from stablejax import metrics, survival, units
+from stablejax.observables import transport
+
+
+def make_record(facts: Facts, runs: Runs, wall_s: dict[str, float]) -> dict:
+    """What was run, on what, and what was measured. A figure that is unknown is null.
+
+    Args:
+      facts: of the experiment.
+      runs: what was measured.
+      wall_s: seconds spent in each stage.
+    """
+    rows = []
+    for phase, run in (("before", runs.before), ("after", runs.after)):
+        rows += [_median_row(facts, phase, run), *_phase_rows(facts, phase, run)]
+        rows += _vacf_rows(phase, run, runs.reference_motion)
+        rows += diffusivity_rows(phase, run.motion, spacing_fs=facts.frame_spacing_fs, fit_ps=facts.fit_ps)
+    rows += diffusivity_rows("reference", runs.reference_motion, spacing_fs=facts.frame_spacing_fs, fit_ps=facts.fit_ps)
+    rows += _comparison_rows(runs, facts.seed)
+    rows += [
+        {"metric": "stage_wall_s", "stage": stage, "value": seconds, "unit": "s"} for stage, seconds in wall_s.items()
+    ]
+    record = {
+        "name": f"{facts.name}_seed{facts.seed}",
+        "config": facts.config,
+        "num_reference": facts.num_reference,
+        "energy_offset_eV": facts.energy_offset_eV,
+        "wall_s": sum(wall_s.values()),
+        "rows": rows,
+    }
+    return checkpoints.finite(record | provenance.about())
+
+
+def _median_row(facts: Facts, phase: str, run: Evaluation) -> dict:
+    median = survival.median_first_passage(run.first_passage_ps, run.is_unstable)
+    return {
+        "metric": "median_first_passage_ps",
+        "phase": phase,
+        "value": median.value,
+        "low": median.low,
+        "high": median.high,
+        "unit": "ps",
+        "censored": bool(median.is_censored),
+        "replicas": len(run.is_unstable),
+        "horizon_ps": facts.horizon_ps,
+    }
+
+
+def _phase_rows(facts: Facts, phase: str, run: Evaluation) -> list[dict]:
+    values = [
+        ("mean_first_passage_ps", run.first_passage_ps.mean(), "ps"),
+        ("fraction_unstable_at_horizon", run.is_unstable.mean(), None),
+        ("num_quarantined", (~run.is_finite).sum(), None),
+        ("energy_mae_meV_per_atom", 1000 * run.energy_mae / facts.num_atoms, "meV"),
+        ("force_mae_eV_per_A", run.force_mae, "eV/Å"),
+        ("internal_temperature_K", run.temperature_K, "K"),
+    ]
+    for measure in facts.measures:
+        error = measure.error_fn(run.structure[measure.name], facts.structure_reference[measure.name])
+        values.append((measure.metric, measure.factor * error, measure.unit))
+    return [_row(metric, phase, value, unit) for metric, value, unit in values]
+
+
+def _row(metric: str, phase: str, value, unit: str | None = None) -> dict:
+    return {"metric": metric, "phase": phase, "value": float(value)} | ({"unit": unit} if unit else {})
+
+
+def _vacf_rows(phase: str, run: Evaluation, reference_motion: dict[str, np.ndarray]) -> list[dict]:
+    if "vacf" not in reference_motion:
+        return []
+    errors = metrics.errors_of_replicas(run.motion["vacf"], reference_motion["vacf"].mean(axis=0))
+    if not len(errors):
+        return []
+    return [
+        _row("vacf_mae", phase, errors.mean()),
+        _row("vacf_mae_std_over_replicas", phase, errors.std()),
+    ]
+
+
+def diffusivity_rows(
+    phase: str, motion: dict[str, np.ndarray], *, spacing_fs: float, fit_ps: tuple[float, float] | None
+) -> list[dict]:
+    """Means over replicas, or over windows of the reference, with 95 % intervals; nothing for a molecule.
+
+    Args:
+      phase: before, after or reference.
+      motion: curves [replica, lag] of displacement (Å²) and velocity correlation.
+      spacing_fs: between their lags.
+      fit_ps: times between which displacements are a straight line.
+    """
+    if "msd" not in motion or fit_ps is None:
+        return []
+    by_displacement = transport.diffusivity_of_displacement(
+        motion["msd"], spacing=spacing_fs / 1000, first=fit_ps[0], last=fit_ps[1]
+    )
+    by_velocity = transport.diffusivity_of_velocity(
+        motion["velocity_correlation"], spacing=spacing_fs * units.FEMTOSECOND
+    )
+    found = {
+        "diffusivity_1e-9_m2_per_s": by_displacement * units.SQUARE_ANGSTROM_PER_PICOSECOND,
+        "diffusivity_green_kubo_1e-9_m2_per_s": by_velocity * units.SQUARE_ANGSTROM_PER_TIME,
+    }
+    rows = []
+    for metric, values in found.items():
+        if (mean := metrics.mean_interval(values)) is not None:
+            interval = {"low": mean.low, "high": mean.high, "replicas": mean.num}
+            rows.append(_row(metric, phase, mean.value, "1e-9 m²/s") | interval)
+    return rows
+
+
+def _comparison_rows(runs: Runs, seed: int) -> list[dict]:
+    before, after = ((run.first_passage_ps, run.is_unstable) for run in (runs.before, runs.after))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        change = float(np.divide(runs.after.force_mae, runs.before.force_mae) - 1)
+    return [
+        _ratio_row(before, after, seed),
+        {"metric": "logrank_p", "value": survival.logrank_p(before, after)},
+        {"metric": "force_mae_change", "value": change},
+    ]
+
+
+def _ratio_row(before, after, seed: int) -> dict:
+    """A bound where one of the medians is one, and no number where both are."""
+    ratio = survival.ratio_of_medians(before, after, seed=seed)
+    bounds = {"value": ratio.value, "low": ratio.low, "high": ratio.high}
+    return {"metric": "ratio_median_first_passage", "kind": ratio.kind} | bounds
+
+
+def ratio_kind(is_before_censored: bool, is_after_censored: bool) -> str:
+    """What is known of a ratio of medians: it is between its bounds, at least, at most, or unknown.
+
+    Args:
+      is_before_censored: whether the earlier median is a lower bound.
+      is_after_censored: whether the later one is.
+    """
+    if is_before_censored:
+        return "unknown" if is_after_censored else "at most"
+    return "at least" if is_after_censored else "between"
+
+
+def finder(record: dict) -> Callable[..., Any]:
+    """`(metric, phase=None) -> ` the row of a record, or None.
+
+    Args:
+      record: any.
+    """
+
+    def find(metric: str, phase: str | None = None) -> Any:
+        return next((r for r in record["rows"] if r["metric"] == metric and r.get("phase") == phase), None)
+
+    return find

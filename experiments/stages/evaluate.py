@@ -1,0 +1,267 @@
+"""The stage that measures: first passage from held-out starts, and what the potential gives until then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from ml_collections import ConfigDict
+
+from experiments import memory, processes
+from experiments.progress import Progress
+from experiments.systems import base
+from experiments.systems.base import System
+from stablejax import dynamics, losses, units
+from stablejax.dynamics import Integrator, Replica
+from stablejax.types import Array, Frame, Params
+
+
+class Evaluation(NamedTuple):
+    """What simulation with one set of parameters gave. Observables are of stable frames only."""
+
+    first_passage_ps: np.ndarray  # [replica]; the horizon where stable
+    is_unstable: np.ndarray  # [replica]
+    is_finite: np.ndarray  # [replica] False: stopped before a state that was not finite
+    num_frames: np.ndarray  # [] stable frames
+    temperature_K: np.ndarray  # [] mean kinetic temperature
+    structure: dict[str, np.ndarray]  # means over the stable frames
+    motion: dict[str, np.ndarray]  # [replica, lag] of whole windows; NaN for a replica without any
+    energy_mae: np.ndarray  # [] eV, held-out frames
+    force_mae: np.ndarray  # [] eV/Å
+
+
+class Schedule(NamedTuple):
+    """Lengths of an evaluation, in steps, frames and chunks."""
+
+    num_replicas: int
+    steps_per_frame: int
+    frames_per_chunk: int
+    num_chunks: int
+    ps_per_step: float
+
+
+class ChunkStatistics(NamedTuple):
+    """What one chunk of simulation showed."""
+
+    num_frames: Array  # [] stable frames of all replicas
+    num_overflows: Array  # [] replicas paused for longer neighbor lists: the chunk is to be repeated
+    total: dict[str, Array]  # observables, summed over them
+    is_whole: Array  # [replica] stable for the whole chunk, so that its motion counts
+    motion: dict[str, Array]  # [replica, lag]
+
+
+class Evaluator(NamedTuple):
+    """Compiled once for an experiment: start the replicas of an evaluation, and run them for a chunk."""
+
+    system: System
+    schedule: Schedule
+    prepare: Callable[[Params], Any]
+    start: Callable[[Any], Replica]
+    run_chunk: Callable[[Any, Replica], tuple[Replica, ChunkStatistics]]
+
+
+def schedule_of(config: ConfigDict) -> Schedule:
+    """Lengths from the settings of a config.
+
+    Raises:
+      ValueError: one does not divide the next.
+    """
+    settings, timestep_fs = config.evaluate, config.md.timestep_fs
+    return Schedule(
+        num_replicas=settings.num_replicas,
+        steps_per_frame=base.whole(settings.frame_spacing_fs / timestep_fs, "evaluate.frame_spacing_fs"),
+        frames_per_chunk=base.whole(settings.chunk_ps * 1000 / settings.frame_spacing_fs, "evaluate.chunk_ps"),
+        num_chunks=base.whole(settings.horizon_ps / settings.chunk_ps, "evaluate.horizon_ps"),
+        ps_per_step=timestep_fs / 1000,
+    )
+
+
+def build(config: ConfigDict, system: System) -> Evaluator:
+    """Starts, velocities and noise depend on the config only, so they are the same for any parameters.
+
+    Args:
+      config: of the experiment.
+      system: what is simulated.
+    """
+    schedule, execution, problem = schedule_of(config), system.execution, system.problem
+    form = base.simulated_form(config, problem.potential)
+    integrator = system.thermostat(form, problem.mass, kT=problem.kT)
+    criterion = system.evaluation.criterion
+    run_all = execution.map_replicas(
+        partial(_run_one, system, integrator, schedule), is_active=lambda replica: ~replica.is_frozen
+    )
+
+    # Buffers are given up, unless a chunk may have to be repeated.
+    @partial(jax.jit, donate_argnames=None if form.lists else "replicas")
+    def run_chunk(prepared, replicas):
+        replicas, seen = run_all(prepared, replicas)
+        total = jax.tree.map(lambda x: jnp.sum(x, axis=0), seen.total)
+        counts = dict(num_frames=jnp.sum(seen.num_frames), num_overflows=jnp.sum(seen.num_overflows))
+        return replicas, seen._replace(**counts, total=total)
+
+    start = execution.map_replicas(
+        lambda prepared, one: dynamics.init_replica(integrator, one[0], one[1], prepared, criterion)
+    )
+    position = system.data.starts(system.data.split.test, schedule.num_replicas)
+    keys = jax.random.split(base.key_for(config, "evaluate"), schedule.num_replicas)
+    start_all = jax.jit(lambda prepared: start(prepared, (keys, position)))
+    return Evaluator(system, schedule, jax.jit(form.prepare), start_all, run_chunk)
+
+
+def _run_one(
+    system: System, integrator: Integrator, schedule: Schedule, prepared, replica: Replica
+) -> tuple[Replica, ChunkStatistics]:
+    replica, (frame, is_valid) = dynamics.sample(
+        integrator,
+        system.evaluation.criterion,
+        prepared,
+        replica,
+        num_frames=schedule.frames_per_chunk,
+        steps_per_frame=schedule.steps_per_frame,
+    )
+    assert frame.velocity is not None  # known in dynamics
+    temperature = dynamics.kinetic_temperature(
+        frame.velocity, system.problem.mass, constrained_dof=integrator.constrained_dof
+    )
+    seen = jax.vmap(system.evaluation.structure_fn)(frame) | {"temperature": temperature}
+    weight = is_valid.astype(jnp.float32)
+    total = jax.tree.map(partial(jnp.tensordot, weight, axes=1, precision=lax.Precision.HIGHEST), seen)
+    motion = system.evaluation.motion_fn(frame)
+    return replica, ChunkStatistics(jnp.sum(is_valid), replica.did_overflow, total, jnp.all(is_valid), motion)
+
+
+def run_evaluation(
+    config: ConfigDict, evaluator: Evaluator, params: Params, progress: Progress
+) -> tuple[Evaluation, Evaluator]:
+    """First passage from held-out starts, and observables of the frames before it.
+
+    Args:
+      config: of the experiment.
+      evaluator: from `build`.
+      params: of the potential.
+      progress: told after every chunk.
+
+    Returns:
+      What was measured, and the evaluator with the neighbor lists that it needed.
+
+    Raises:
+      ValueError: nothing was stable until the first frame, or the memory does not suffice.
+    """
+    schedule = evaluator.schedule
+    prepared = evaluator.prepare(params)
+    replicas = evaluator.start(prepared)
+    advice = "lower config.evaluate.num_replicas or chunk_ps"
+    memory.check("the evaluation", evaluator.run_chunk, (prepared, replicas), advice)
+    chunks: list[ChunkStatistics] = []
+    while len(chunks) < schedule.num_chunks:
+        before, (replicas, seen) = replicas, evaluator.run_chunk(prepared, replicas)
+        if int(seen.num_overflows):
+            progress.say("a neighbor list overflowed: lists are made longer and the chunk is repeated")
+            evaluator, replicas = build(config, with_longer_lists(evaluator.system)), before
+            continue
+        chunks.append(jax.tree.map(lambda x: x.astype(np.float64), processes.to_host(seen)))
+        fraction = _report(progress, config, schedule, len(chunks), replicas)
+        if fraction == 1:
+            break
+    return _evaluation(config, evaluator, params, replicas, chunks), evaluator
+
+
+def with_longer_lists(system: System) -> System:
+    """The system with more capacity in its neighbor lists."""
+    problem = system.problem
+    return system._replace(problem=problem._replace(potential=problem.potential.with_longer_lists()))
+
+
+def _report(progress: Progress, config: ConfigDict, schedule: Schedule, done: int, replicas: Replica) -> float:
+    """Says how far the evaluation is; returns the fraction that is unstable."""
+    fraction = float(replicas.is_frozen.mean())
+    settings = config.evaluate
+    progress.update(
+        f"{done * settings.chunk_ps:g}/{settings.horizon_ps:g} ps, {100 * fraction:.0f} % unstable",
+        done / schedule.num_chunks,
+        simulated_ps=float(replicas.step.sum()) * schedule.ps_per_step,
+        fraction_unstable=fraction,
+    )
+    return fraction
+
+
+def _evaluation(
+    config: ConfigDict, evaluator: Evaluator, params: Params, replicas: Replica, chunks: list[ChunkStatistics]
+) -> Evaluation:
+    num_frames = sum(seen.num_frames for seen in chunks)
+    if num_frames == 0:
+        raise ValueError(
+            f"no replica was stable until its first frame at {config.evaluate.frame_spacing_fs:g} fs, so there is "
+            "nothing to average: the potential is too poor to simulate; raise config.pretrain.num_steps."
+        )
+    structure = jax.tree.map(lambda *parts: sum(parts) / num_frames, *(seen.total for seen in chunks))
+    errors = label_errors(evaluator.system, params, evaluator.system.data.split.test)
+    step, is_unstable, is_finite = processes.to_host((replicas.step, replicas.is_unstable, replicas.is_finite))
+    return Evaluation(
+        first_passage_ps=step * evaluator.schedule.ps_per_step,
+        is_unstable=is_unstable,
+        is_finite=is_finite,
+        num_frames=np.asarray(num_frames),
+        temperature_K=np.asarray(structure.pop("temperature") / units.BOLTZMANN_EV_PER_K),
+        structure=structure,
+        motion=_mean_motion(chunks),
+        energy_mae=np.asarray(errors.energy_mae),
+        force_mae=np.asarray(errors.force_mae),
+    )
+
+
+def _mean_motion(chunks: list[ChunkStatistics]) -> dict[str, np.ndarray]:
+    """[replica, lag] mean over the chunks that count; NaN for a replica without any."""
+    is_whole = np.stack([seen.is_whole for seen in chunks])[:, :, None] > 0
+    num_windows = is_whole.sum(axis=0)
+
+    def mean(*windows):
+        total = np.where(is_whole, np.stack(windows), 0.0).sum(axis=0)
+        return np.divide(total, num_windows, out=np.full(total.shape, np.nan), where=num_windows > 0)
+
+    return jax.tree.map(mean, *(seen.motion for seen in chunks))
+
+
+def reference_motion(config: ConfigDict, system: System) -> dict[str, np.ndarray]:
+    """[window, lag] curves of the reference: those beside the data, or of its velocities in windows like ours.
+
+    Without either, and where their frames are not spaced as those of the evaluation, there are none.
+
+    Args:
+      config: of the experiment.
+      system: whose data are taken.
+    """
+    dataset, settings = system.data.dataset, config.evaluate
+    if dataset.motion is not None and dataset.motion_spacing_fs == settings.frame_spacing_fs:
+        return dataset.motion
+    if dataset.velocity is None or dataset.trajectory is None or dataset.frame_spacing_fs != settings.frame_spacing_fs:
+        return {}
+    size = round(settings.chunk_ps * 1000 / settings.frame_spacing_fs)
+    runs = [np.flatnonzero(dataset.trajectory == run) for run in np.unique(dataset.trajectory)]
+    windows = [run[start : start + size] for run in runs for start in range(0, len(run) - size + 1, size)]
+    fn = jax.jit(system.evaluation.motion_fn)
+    curves = [fn(Frame(dataset.position[window], dataset.velocity[window])) for window in windows]
+    return jax.tree.map(lambda *some: np.stack(some), *curves)
+
+
+def label_errors(system: System, params: Params, index: np.ndarray) -> losses.LabelErrors:
+    """Mean absolute errors on frames.
+
+    Args:
+      system: its potential and data.
+      params: of the potential.
+      index: of the frames.
+    """
+    qm_loss, data = system.problem.qm_loss(), system.data
+
+    @jax.jit
+    def mean_errors(params, frames):
+        one = lambda frame: qm_loss(params, jax.tree.map(lambda leaf: leaf[None], frame))[1]  # noqa: E731
+        return jax.tree.map(jnp.mean, lax.map(one, frames, batch_size=base.FRAME_BATCH))
+
+    return mean_errors(params, data.labeled(index))

@@ -1,0 +1,157 @@
+"""The stage that trains on energies and forces, before StABlE training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from experiments import memory
+from experiments.progress import Progress
+from experiments.systems import base
+from experiments.systems.base import System
+from stablejax import parallel, pretrain
+from stablejax.losses import Labeled
+from stablejax.parallel import REPLICA_AXIS, REPLICATED
+from stablejax.types import Params
+
+
+class Program(NamedTuple):
+    """Compiled supervised training, batches shared between all devices."""
+
+    init: Callable  # params -> state
+    run: Callable  # (state, frames, index of each batch) -> (state, info of each step)
+
+
+def run_pretraining(config: ConfigDict, system: System, progress: Progress) -> Params:
+    """Parameters with the lowest validation loss.
+
+    Args:
+      config: of the experiment.
+      system: what is trained.
+      progress: told after every validation.
+
+    Raises:
+      ValueError: training diverged, or the batch does not fit the devices or the memory.
+    """
+    settings, data = config.pretrain, system.data
+    program = build(settings, system)
+    validate = jax.jit(system.problem.qm_loss())
+    train, validation = data.labeled(data.split.train), data.labeled(data.split.validation)
+    state = program.init(system.problem.potential.init(base.key_for(config, "model")))
+    _check_memory(settings, program, state, train)
+    rng = np.random.default_rng([config.seed, 0])
+    best_loss, best_params = np.inf, state.average_params
+    for done in range(0, settings.num_steps, settings.steps_per_validation):
+        num_steps = min(settings.steps_per_validation, settings.num_steps - done)
+        state, info = program.run(state, train, batches(rng, len(train.energy), num_steps, settings.batch_size))
+        loss, errors = validate(state.average_params, validation)
+        if float(loss) < best_loss:
+            best_loss, best_params = float(loss), state.average_params
+        _report(progress, settings, done + num_steps, float(info.loss.mean()), float(loss), errors)
+        if not np.isfinite(float(loss)):
+            raise ValueError("pretraining diverged: lower config.pretrain.learning_rate.")
+        if settings.schedule == "plateau" and _has_decayed(settings, state):
+            break
+    return best_params
+
+
+def _report(progress: Progress, settings: ConfigDict, step: int, train_loss: float, loss: float, errors) -> None:
+    energy_mae, force_mae = float(errors.energy_mae), float(errors.force_mae)
+    progress.update(
+        f"step {step}/{settings.num_steps}, loss {train_loss:.4f}, validation {1000 * energy_mae:.0f} meV, "
+        f"{force_mae:.3f} eV/Å",
+        step / settings.num_steps,
+        step=step,
+        train_loss=train_loss,
+        validation_loss=loss,
+        validation_energy_mae_eV=energy_mae,
+        validation_force_mae_eV_per_A=force_mae,
+    )
+
+
+def _has_decayed(settings: ConfigDict, state) -> bool:
+    # Scales are products in float32, a little more or less than the bound.
+    return float(optax.tree.get(state.optimizer_state, "scale")) <= settings.min_rate_scale * (1 + 1e-5)
+
+
+def _check_memory(settings: ConfigDict, program: Program, state, train: Labeled) -> None:
+    num_first = min(settings.num_steps, settings.steps_per_validation)
+    first = batches(np.random.default_rng(0), len(train.energy), num_first, settings.batch_size)
+    memory.check("pretraining", program.run, (state, train, first), "lower config.pretrain.batch_size")
+
+
+def build(settings: ConfigDict, system: System) -> Program:
+    """Supervised training under `jit`.
+
+    Args:
+      settings: `config.pretrain`.
+      system: what is trained.
+
+    Raises:
+      ValueError: the batch cannot be shared evenly by the devices.
+    """
+    mesh = parallel.replica_mesh()
+    if settings.batch_size % mesh.size:
+        raise ValueError(
+            f"config.pretrain.batch_size = {settings.batch_size} cannot be shared evenly by {mesh.size} devices: "
+            "choose a multiple, or set config.host_devices."
+        )
+    init, step = pretrain.pretraining(
+        system.problem.qm_loss(),
+        optimizer_of(settings),
+        average_decay=settings.average_decay,
+        axis_name=REPLICA_AXIS,
+    )
+
+    def run(state, frames, index):
+        return jax.lax.scan(lambda s, batch: step(s, jax.tree.map(lambda leaf: leaf[batch], frames)), state, index)
+
+    def place(params):
+        # Where `run` leaves its state, so that it is compiled once.
+        return jax.device_put(init(params), NamedSharding(mesh, REPLICATED))
+
+    in_specs = (REPLICATED, REPLICATED, PartitionSpec(None, REPLICA_AXIS))
+    shared = jax.shard_map(run, mesh=mesh, in_specs=in_specs, out_specs=REPLICATED, check_vma=False)
+    return Program(place, jax.jit(shared))
+
+
+def batches(rng: np.random.Generator, num_frames: int, num_batches: int, batch_size: int) -> jax.Array:
+    """Indices of batches, drawn without replacement within an epoch.
+
+    Args:
+      rng: draws the order.
+      num_frames: to draw from.
+      num_batches: to draw.
+      batch_size: frames of each.
+    """
+    needed = num_batches * batch_size
+    epochs = [rng.permutation(num_frames) for _ in range(-(-needed // num_frames))]
+    return jnp.asarray(np.concatenate(epochs)[:needed].reshape(num_batches, batch_size))
+
+
+def optimizer_of(settings: ConfigDict) -> optax.GradientTransformation:
+    """Adam with the schedule of `config.pretrain`.
+
+    Raises:
+      ValueError: there is no schedule of that name.
+    """
+    clip, rate = optax.clip_by_global_norm(settings.clip_norm), settings.learning_rate
+    if settings.schedule == "cosine":
+        return optax.chain(clip, optax.adam(optax.cosine_decay_schedule(rate, settings.num_steps)))
+    if settings.schedule == "constant":
+        return optax.chain(clip, optax.adam(rate))
+    if settings.schedule == "plateau":
+        plateau = optax.contrib.reduce_on_plateau(
+            factor=settings.plateau_factor,
+            patience=settings.plateau_patience,
+            accumulation_size=settings.steps_per_validation,
+        )
+        return optax.chain(clip, optax.adam(rate), plateau)
+    raise ValueError(f"config.pretrain.schedule has to be constant, cosine or plateau, got {settings.schedule!r}.")

@@ -1,0 +1,234 @@
+"""The stage of StABlE training: the library's loop with the settings of a config, its course recorded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from experiments import memory
+from experiments.progress import Progress
+from experiments.systems import base
+from experiments.systems.base import System
+from stablejax import stable
+from stablejax.learn import LearnInfo, Learning, Noise, Optimization, static_batch
+from stablejax.problem import Problem
+from stablejax.simulate import SimulateInfo, Simulation
+from stablejax.stable import Settings, StableState
+from stablejax.types import Params
+from stablejax.uncertainty import samples_needed
+
+Save = Callable[[StableState, list[dict]], None]
+
+
+def settings_of(config: ConfigDict, system: System) -> Settings:
+    """The library's settings from those of a config.
+
+    Args:
+      config: of the experiment.
+      system: its thermostat and how far beyond the criterion it learns.
+
+    Raises:
+      ValueError: an optimizer or schedule that is not known.
+    """
+    stable_settings, md = config.stable, config.md
+    ps_per_search = stable_settings.steps_per_epoch * md.timestep_fs / 1000
+    simulation = Simulation(
+        thermostat=system.thermostat,
+        steps_per_epoch=stable_settings.steps_per_epoch,
+        max_unstable=stable_settings.max_unstable,
+        max_searches=max(1, math.ceil(stable_settings.max_simulation_ps / ps_per_search - 1e-9)),
+        table_intervals=md.table_intervals,
+    )
+    return Settings(simulation, _learning(stable_settings, system), stable_settings.num_cycles, config.seed)
+
+
+def _learning(settings: ConfigDict, system: System) -> Learning:
+    optimization = Optimization(
+        optimizer=_optimizer(settings),
+        qm_weight=settings.qm_weight,
+        qm_batch_size=settings.qm_batch_size,
+        observable_clip_norm=settings.observable_clip_norm or math.inf,
+        max_updates=settings.max_updates,
+        min_effective_fraction=settings.min_effective_fraction,
+    )
+    return Learning(
+        optimization=optimization,
+        steps_per_frame=settings.steps_per_frame,
+        min_unstable=settings.min_unstable,
+        max_epochs=settings.max_epochs,
+        rate_schedule=_rate_schedule(settings),
+        plateau_factor=settings.plateau_factor,
+        plateau_patience=settings.plateau_patience,
+        min_rate_scale=settings.min_rate_scale,
+        freeze_above=system.freeze_above,
+        noise=Noise(settings.jackknife_blocks, settings.wanted_signal_to_noise, settings.max_rounds),
+    )
+
+
+def start(config: ConfigDict, system: System, params: Params) -> StableState:
+    """The state at the start of StABlE training, from frames of the training set.
+
+    Args:
+      config: of the experiment.
+      system: what is trained.
+      params: pretrained.
+    """
+    position = system.data.starts(system.data.split.train, config.stable.num_replicas)
+    key, settings = base.key_for(config, "stable"), settings_of(config, system)
+    return stable.init(system.problem, settings, key, params, position, execution=system.execution)
+
+
+def run_stable(
+    config: ConfigDict, system: System, state: StableState, course: list[dict], save: Save, progress: Progress
+) -> tuple[StableState, System]:
+    """StABlE training from where `state` and `course` stand.
+
+    Args:
+      config: of the experiment.
+      system: what is trained.
+      state: from `start`, or a saved one.
+      course: what was seen so far; it is appended to.
+      save: called after every step.
+      progress: told after every step.
+
+    Returns:
+      The last state, and the system with the neighbor lists that it needed.
+    """
+    settings = settings_of(config, system)
+    training = stable.build(system.problem, settings, execution=system.execution)
+    if int(state.phase) != stable.FINISHED:
+        _check_memory(system, settings, training, state)
+    recorder = _Recorder(config, state, course, save, progress)
+    lengthened: list[Problem] = []
+
+    def on_longer_lists(problem: Problem) -> None:
+        lengthened.append(problem)
+        progress.say("a neighbor list overflowed: lists are made longer and the step is repeated")
+
+    state = stable.run(
+        system.problem,
+        settings,
+        state,
+        execution=system.execution,
+        on_step=recorder,
+        on_longer_lists=on_longer_lists,
+        training=training,
+    )
+    return state, system._replace(problem=lengthened[-1]) if lengthened else system
+
+
+def _check_memory(system: System, settings: Settings, training: stable.StableTraining, state: StableState) -> None:
+    fewer = "lower config.stable.num_replicas or use more devices"
+    memory.check("a step of simulation", training.simulate, (state,), fewer)
+    smaller = "lower config.stable.estimator_chunk or config.stable.qm_batch_size, or "
+    frames = static_batch(system.problem, settings.learning, seed=settings.seed, cycle=0, epoch=0)
+    memory.check("a step of learning", training.learn, (state, frames), smaller + fewer, num_rounds=1)
+
+
+class _Recorder:
+    """Appends to the course of training what each step saw, saves, and says it."""
+
+    def __init__(self, config: ConfigDict, state: StableState, course: list[dict], save: Save, progress: Progress):
+        self._settings, self._ps_per_step = config.stable, config.md.timestep_fs / 1000
+        self._course, self._save, self._progress = course, save, progress
+        self._cycle, self._epoch = int(state.cycle), int(state.learning.epoch)
+
+    def __call__(self, state: StableState, info: SimulateInfo | LearnInfo) -> None:
+        cycle, epoch = self._cycle, self._epoch
+        self._cycle, self._epoch = int(state.cycle), int(state.learning.epoch)
+        simulated_ps = self._course[-1]["simulated_ps"] if self._course else 0.0
+        entry = course_entry(info, cycle, simulated_ps + float(info.num_steps) * self._ps_per_step)
+        self._course.append(entry)
+        self._save(state, self._course)
+        num_cycles = self._settings.num_cycles
+        done = cycle + 1 if self._cycle > cycle else cycle + _fraction_of_cycle(self._settings, entry, epoch)
+        self._progress.update(
+            f"cycle {cycle + 1}/{num_cycles}, {_status(entry, epoch)}, {entry['simulated_ps']:.0f} ps simulated, "
+            f"{100 * entry['fraction_unstable']:.0f} % unstable",
+            done / num_cycles,
+            **entry,
+        )
+        if isinstance(info, SimulateInfo) and bool(info.gives_up):
+            self._progress.say(
+                f"no more instability: under {100 * self._settings.max_unstable:.0f} % of the replicas failed within "
+                f"{self._settings.max_simulation_ps:g} ps, so StABlE training ends after {cycle} cycles"
+            )
+
+
+def course_entry(info: SimulateInfo | LearnInfo, cycle: int, simulated_ps: float) -> dict:
+    """One point of the course of training, as numbers that JSON holds.
+
+    Args:
+      info: what the step saw.
+      cycle: completed cycles.
+      simulated_ps: of all replicas since the start.
+    """
+    entry = {
+        "phase": "simulating",
+        "cycle": cycle,
+        "fraction_unstable": float(info.fraction_unstable),
+        "num_quarantined": int(info.num_quarantined),
+        "simulated_ps": simulated_ps,
+    }
+    if isinstance(info, SimulateInfo):
+        return entry
+    seen = info.updates
+    return (
+        entry
+        | _noise(info)
+        | {
+            "phase": "learning",
+            "num_rounds": int(info.num_rounds),
+            "num_samples": int(info.num_samples),
+            "observable_loss": float(seen.observable_loss),
+            "qm_loss": float(seen.qm_loss),
+            "qm_force_mae_eV_per_A": float(seen.qm_errors.force_mae),
+            "observable_gradient_norm": float(seen.observable_gradient_norm),
+            "qm_gradient_norm": float(seen.qm_gradient_norm),
+            "gradient_cosine": float(seen.gradient_cosine),
+            "rate_scale": float(info.rate_scale),
+            "num_updates": int(seen.num_updates),
+            "effective_fraction": float(seen.effective_fraction),
+        }
+    )
+
+
+def _noise(info: LearnInfo) -> dict:
+    if np.isnan(info.signal_to_noise):
+        return {}
+    ratio = info.signal_to_noise
+    wanted = float(samples_needed(int(info.num_samples), ratio, wanted=1.0))
+    return {"signal_to_noise": float(ratio), "samples_for_unit_signal_to_noise": wanted}
+
+
+def _status(entry: dict, epoch: int) -> str:
+    if entry["phase"] == "simulating":
+        return "simulating"
+    return f"learning, epoch {epoch + 1}, observable loss {entry['observable_loss']:.4f}"
+
+
+def _fraction_of_cycle(settings: ConfigDict, entry: dict, epoch: int) -> float:
+    """Share of a cycle's time that is over; finding instability takes about a quarter."""
+    if entry["phase"] == "simulating":
+        return max(0.25 * min(entry["fraction_unstable"] / settings.max_unstable, 1.0), 0.02)
+    return 0.25 + 0.75 * (epoch + 1) / settings.max_epochs
+
+
+def _optimizer(settings: ConfigDict) -> optax.GradientTransformation:
+    optimizers = {"sgd": optax.sgd, "adam": optax.adam}
+    if settings.optimizer not in optimizers:
+        raise ValueError(f"config.stable.optimizer has to be sgd or adam, got {settings.optimizer!r}.")
+    optimizer = optimizers[settings.optimizer](settings.learning_rate)
+    return optax.chain(optax.clip_by_global_norm(settings.clip_norm), optimizer) if settings.clip_norm else optimizer
+
+
+def _rate_schedule(settings: ConfigDict) -> optax.Schedule:
+    if settings.rate_schedule == "constant":
+        return optax.constant_schedule(1.0)
+    if settings.rate_schedule == "cosine":
+        return optax.cosine_decay_schedule(1.0, settings.max_epochs)
+    raise ValueError(f"config.stable.rate_schedule has to be constant or cosine, got {settings.rate_schedule!r}.")

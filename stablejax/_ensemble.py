@@ -1,0 +1,303 @@
+"""Behind `boltzmann`: which samples count and how much, checks of what goes in, chunks, and sums over devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from stablejax.collective import like, mean_of_devices
+from stablejax.types import Array, Bool, Float, Int
+
+
+class Ensemble(NamedTuple):
+    """How samples count. The neighborhood axis has length 1 where the estimator is global.
+
+    A segment is what has a mean of its own: a thermodynamic state, a kind of neighborhoods, a half of the samples.
+    """
+
+    weight: Float[Array, "sample neighborhood"]  # not normalized; 0: as if it were not there
+    segment: Int[
+        Array,
+        (
+            sample  # neighborhood
+        ),
+    ]
+
+
+class Moments(NamedTuple):
+    """Of each segment."""
+
+    mean: Any  # ḡ, [segment, ...]
+    residual: Any  # what rounding left of the mean: the deviations from ḡ + residual sum to 0
+    weight: Float[Array, " segment"]  # Σ w
+    correction: Float[Array, " segment"]  # 1 − Σ p²
+
+
+class Segments(NamedTuple):
+    """Segments in the order state, group, half, each with whether the caller gave any."""
+
+    num_states: int
+    num_groups: int
+    has_states: bool
+    has_groups: bool
+    num_halves: int = 1
+
+    @property
+    def total(self) -> int:
+        return self.num_states * self.num_groups * self.num_halves
+
+    def number(
+        self, state, group, half
+    ) -> Int[
+        Array,
+        (
+            sample  # neighborhood
+        ),
+    ]:
+        """Of each sample, or of each of its neighborhoods."""
+        return ((state * self.num_groups + group) * self.num_halves + half).astype(jnp.int32)
+
+    def shown(self, mean: Any) -> Any:
+        """[state, group, ...] as the caller sees it: without the axes that nobody asked for."""
+        kept = [n for n, has in ((self.num_states, self.has_states), (self.num_groups, self.has_groups)) if has]
+        return jax.tree.map(lambda g: g.reshape(*kept, *g.shape[1:]), mean)
+
+    def flat(self, cotangent: Any) -> Any:
+        """The other way."""
+        num = self.num_states * self.num_groups
+        skipped = self.has_states + self.has_groups
+        return jax.tree.map(lambda v: v.reshape(num, *v.shape[skipped:]), cotangent)
+
+
+class Pass(NamedTuple):
+    """How a sum over all samples is taken."""
+
+    num_segments: int
+    chunk_size: int | None
+    axis_name: str | None
+
+    def over_chunks(self, fn: Callable[[Any, Ensemble], Any], samples: Any, ensemble: Ensemble) -> Any:
+        """Σ over chunks of `fn(samples, ensemble)`, one chunk after the other."""
+        num_samples = len(ensemble.weight)
+        if self.chunk_size is None or self.chunk_size >= num_samples:
+            return fn(samples, ensemble)
+        num_chunks = -(-num_samples // self.chunk_size)
+        # The last chunk is filled up with the first sample, at weight 0.
+        position = np.arange(num_chunks * self.chunk_size)
+        index = np.where(position < num_samples, position, 0).reshape(num_chunks, self.chunk_size)
+
+        def chunk(index, is_real):
+            part, counted = jax.tree.map(lambda leaf: leaf[index], (samples, ensemble))
+            return fn(part, counted._replace(weight=jnp.where(is_real[:, None], counted.weight, 0)))
+
+        chunks = jnp.asarray(index), jnp.asarray(position < num_samples).reshape(index.shape)
+        shape = jax.eval_shape(chunk, *jax.tree.map(lambda leaf: leaf[0], chunks))
+        zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
+        return lax.scan(lambda total, one: (jax.tree.map(jnp.add, total, chunk(*one)), None), zero, chunks)[0]
+
+    def over_devices(self, tree: Any) -> Any:
+        return tree if self.axis_name is None else lax.psum(tree, self.axis_name)
+
+    def by_segment(self, ensemble: Ensemble, weight, values) -> Float[Array, "segment ..."]:
+        """Σ w x over the neighborhoods and samples of each segment."""
+        if ensemble.segment.shape[1] == 1:
+            per_sample = jnp.einsum("sn,sn...->s...", weight, values, precision=lax.Precision.HIGHEST)
+            return jax.ops.segment_sum(per_sample, ensemble.segment[:, 0], num_segments=self.num_segments)
+        terms = like(weight, values) * values
+        flat = terms.reshape(-1, *terms.shape[2:])
+        return jax.ops.segment_sum(flat, ensemble.segment.reshape(-1), num_segments=self.num_segments)
+
+    def moments(self, observables_fn: Callable[[Any], Any], samples: Any, ensemble: Ensemble) -> Moments:
+        """Over all samples, those of other devices included, in one all-reduce.
+
+        Args:
+          observables_fn: samples -> pytree of [sample, neighborhood, ...].
+          samples: pytree.
+          ensemble: how they count.
+        """
+        counts = ensemble.weight
+        sums = (
+            self.by_segment(ensemble, counts, jnp.ones_like(counts)),
+            self.by_segment(ensemble, counts, counts),
+        )
+
+        def mean_deviation(mean):
+            def one(samples, ensemble):
+                parts = deviations(observables_fn(samples), ensemble, mean)
+                return jax.tree.map(lambda g: self.by_segment(ensemble, ensemble.weight, g), parts)
+
+            safe = jnp.where(sums[0] > 0, sums[0], 1)  # a device may have no sample that counts
+            return jax.tree.map(lambda g: g / like(safe, g), self.over_chunks(one, samples, ensemble))
+
+        shape = jax.eval_shape(observables_fn, samples)
+        zero = jax.tree.map(lambda g: jnp.zeros((self.num_segments, *g.shape[2:]), g.dtype), shape)
+        mean = mean_deviation(zero)
+        residual = mean_deviation(mean)
+        if self.axis_name is None:
+            weight, squares = sums
+            mean, residual = (jax.tree.map(lambda g: _nan_where(weight == 0, g), x) for x in (mean, residual))
+        else:
+            weight, squares, mean, residual = mean_of_devices(*sums, mean, residual, axis_name=self.axis_name)
+        return lax.stop_gradient(Moments(mean, residual, weight, 1 - squares / weight**2))
+
+
+def deviations(observables: Any, ensemble: Ensemble, mean: Any) -> Any:
+    """Deviations g − ḡ of what counts, 0 of the rest."""
+    is_counted = ensemble.weight > 0
+
+    def one(g, mean):
+        return jnp.where(like(is_counted, g), g - mean[ensemble.segment], 0)
+
+    return jax.tree.map(one, observables, mean)
+
+
+def stand_in(samples: Any, weight: Float[Array, "sample neighborhood"]) -> Any:
+    """What does not count may be anything, NaN included, and 0 · NaN would count: replaced by a sample that does."""
+    is_counted = jnp.any(weight > 0, axis=1)
+    index = jnp.where(is_counted, jnp.arange(len(weight)), jnp.argmax(is_counted))
+    return jax.tree.map(lambda leaf: leaf[index], samples)
+
+
+def is_concrete(array: Any) -> bool:
+    """Whether its numbers are known now."""
+    return not isinstance(array, jax.core.Tracer)
+
+
+def checked_temperatures(name: str, kT: Any) -> tuple[Float[Array, " state"], bool]:
+    """k_B T of each thermodynamic state, and whether there are states."""
+    values = kT if isinstance(kT, jax.Array) else np.asarray(kT, float)
+    if values.ndim > 1 or (is_concrete(values) and not np.all(np.asarray(values) > 0)):
+        raise ValueError(f"`{name}`: `kT` must be positive, got {kT}: pass k_B T in the unit of the energy.")
+    return values.reshape(-1), values.ndim == 1
+
+
+def checked_samples(name: str, samples: Any, *, is_shared: bool) -> tuple[Any, int]:
+    """Samples as constants of JAX, and their number."""
+    sizes = {leaf.shape[0] if jnp.ndim(leaf) else 0 for leaf in jax.tree.leaves(samples)}
+    if len(sizes) != 1 or 0 in sizes:
+        raise ValueError(
+            f"`{name}`: every leaf of `samples` needs the sample on axis 0, got sizes {sorted(map(str, sizes))}: "
+            "give all leaves the same leading axis."
+        )
+    (num_samples,) = sizes
+    if num_samples < 2 and not is_shared:
+        raise ValueError(f"`{name}`: the estimator needs at least 2 samples, got {num_samples}: pass more samples.")
+    return lax.stop_gradient(jax.tree.map(jnp.asarray, samples)), num_samples
+
+
+def checked_counts(name: str, mask: Any, weight: Any, shape: tuple[int, int]) -> Float[Array, "sample neighborhood"]:
+    """Weights of what counts, 0 of the rest."""
+    counts = jnp.ones(shape)
+    if mask is not None:
+        mask = jnp.asarray(mask)
+        if mask.dtype != bool:
+            raise ValueError(
+                f"`{name}`: expected a boolean `mask`, got {mask.dtype}: compare it with 0, or pass it as `weight`."
+            )
+        counts = counts * _per_sample(f"`{name}`: `mask`", mask, shape)
+    if weight is not None:
+        counts = counts * _per_sample(f"`{name}`: `weight`", jnp.asarray(weight), shape)
+    if is_concrete(counts) and not np.all(np.asarray(counts) >= 0):
+        raise ValueError(f"`{name}`: `weight` must not be negative or NaN: leave such samples out by `mask`.")
+    return lax.stop_gradient(counts)
+
+
+PARTNERS = {
+    "state": "one kT for each thermodynamic state",
+    "group": "`num_groups` of `localized`",
+    "half": "`crosses_halves`",
+}
+"""What each index goes with."""
+
+
+def checked_index(
+    name: str, what: str, given: Any, number: int | None, shapes: tuple[tuple[int, ...], ...]
+) -> Int[
+    Array,
+    (
+        sample  # neighborhood
+    ),
+]:
+    """Indices from 0 to `number` − 1 as [sample, 1] or [sample, neighborhood]; zeros where none are asked for."""
+    if (number is not None) != (given is not None):
+        raise ValueError(
+            f"`{name}`: `{what}` goes with {PARTNERS[what]}, got {'no' if given is None else 'only'} `{what}`: give "
+            "both or neither."
+        )
+    if given is None:
+        return jnp.zeros((shapes[0][0], 1), jnp.int32)
+    given = jnp.asarray(given)
+    if given.shape not in shapes or not jnp.issubdtype(given.dtype, jnp.integer):
+        raise ValueError(
+            f"`{name}`: `{what}` needs integers of shape {' or '.join(map(str, shapes))}, got shape {given.shape} of "
+            f"{given.dtype}: one entry each."
+        )
+    if is_concrete(given) and not np.all((np.asarray(given) >= 0) & (np.asarray(given) < number)):
+        raise ValueError(f"`{name}`: `{what}` has to be from 0 to {(number or 0) - 1}: count from 0.")
+    return given[:, None] if given.ndim == 1 else given
+
+
+def global_index(num_samples: int, axis_name: str | None) -> tuple[Int[Array, " sample"], Any]:
+    """Position of each sample among those of all devices, and how many there are."""
+    local = jnp.arange(num_samples)
+    if axis_name is None:
+        return local, num_samples
+    return local + num_samples * lax.axis_index(axis_name), num_samples * lax.axis_size(axis_name)
+
+
+def _per_sample(what: str, given: Bool[Array, ...] | Float[Array, ...], shape: tuple[int, int]):
+    if given.shape not in (shape[:1], shape):
+        raise ValueError(f"{what} needs shape {shape[:1]}, got {given.shape}: one entry per sample.")
+    return given.reshape(shape[0], -1).astype(jnp.result_type(float))
+
+
+def _nan_where(is_empty, array):
+    return jnp.where(like(is_empty, array), jnp.nan, array)
+
+
+def checked_differentiable(name: str, parameters: tuple, argnums: Any) -> None:
+    """Refuse `argnums` beyond the parameters, and parameters in it that are not real floating-point numbers."""
+    for argnum in (argnums,) if isinstance(argnums, int) else argnums:
+        if not -len(parameters) <= argnum < len(parameters):
+            raise ValueError(
+                f"`{name}`: `argnums` has {argnum}, but `samples` come after {len(parameters)} parameters."
+            )
+        for path, leaf in jax.tree_util.tree_leaves_with_path(parameters[argnum]):
+            dtype = jnp.result_type(leaf)
+            if not jnp.issubdtype(dtype, jnp.floating):
+                raise ValueError(
+                    f"`{name}`: expected real floating-point parameters, got {dtype} at parameter {argnum}"
+                    f"{jax.tree_util.keystr(path)}: convert it, or leave it out of `argnums`."
+                )
+
+
+def checked_shapes(name: str, energy_fn: Callable, observable_fn: Callable, given: tuple, *, is_local: bool) -> int:
+    """Number of neighborhoods, 1 for the global estimator, from the shapes of energy and observable of one sample."""
+    for leaf in jax.tree.leaves(given):
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+            raise ValueError(f"`{name}`: complex parameters are not supported: use their real and imaginary parts.")
+    shape = jax.eval_shape(energy_fn, *given).shape
+    if not is_local:
+        if shape != ():
+            raise ValueError(
+                f"`{name}`: the energy of one sample has to be a scalar, got shape {shape}: sum it, or wrap the "
+                "function in `localized` if it gives one energy for each neighborhood."
+            )
+        return 1
+    if len(shape) != 1:
+        raise ValueError(
+            f"`{name}`: a localized energy function gives [neighborhood] for one sample, got shape {shape}: sum over "
+            "the atoms of each."
+        )
+    for leaf in jax.tree.leaves(jax.eval_shape(observable_fn, *given)):
+        if leaf.shape[:1] != shape:
+            raise ValueError(
+                f"`{name}`: observables need the {shape[0]} neighborhoods on axis 0, got shape {leaf.shape}: give one "
+                "value for each."
+            )
+    return shape[0]

@@ -1,0 +1,304 @@
+"""The learning phase of Algorithm 1: epochs of dynamics from the rewound states, and updates of the parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from stablejax.boltzmann import boltzmann_value_and_grad
+from stablejax.dynamics import Replica
+from stablejax.losses import Labeled, observable_loss
+from stablejax.neighborhoods import balanced_subsample
+from stablejax.parallel import Execution
+from stablejax.problem import Problem
+from stablejax.reweighting import sample_energies
+from stablejax.simulate import Engine, num_overflows, select
+from stablejax.types import Array, Bool, Float, Frame, Int, Key, Params
+from stablejax.uncertainty import jackknife_gradient, samples_needed
+from stablejax.updates import (
+    Gradients,
+    Reuse,
+    UpdateInfo,
+    Updates,
+    UpdateState,
+    clipped_sum,
+    make_updates,
+    weighted_sum,
+)
+
+
+class Optimization(NamedTuple):
+    """Settings of the updates of one epoch."""
+
+    optimizer: optax.GradientTransformation  # with the learning rate α
+    qm_weight: float = 10.0  # λ of Equation 7
+    qm_batch_size: int = 100  # frames of the static data set per epoch; all of them if there are fewer
+    observable_clip_norm: float = math.inf  # of ∇L_obs before it is added
+    max_updates: int = 1  # per epoch; more reuse its samples by reweighting
+    min_effective_fraction: float = 0.5  # samples are reused while N_eff/N is at least this
+
+
+class Noise(NamedTuple):
+    """Settings that watch the statistical error of ∇L_obs."""
+
+    num_blocks: int = 0  # of replicas, for the jackknife, a gradient each; 0: the error is not estimated
+    wanted_signal_to_noise: float = 0.0  # below it the next epoch simulates longer, t by t; 0: always t
+    max_rounds: int = 8  # at most so many times t
+
+
+class Learning(NamedTuple):
+    """Settings of the learning phase."""
+
+    optimization: Optimization
+    steps_per_frame: int = 100  # S
+    min_unstable: float = 0.0  # f_min: the phase ends when at most so many replicas fail within t
+    max_epochs: int = 200
+    rate_schedule: optax.Schedule = optax.constant_schedule(1.0)  # epoch -> factor on the rate
+    plateau_factor: float = 0.2  # the rate falls by this when L_obs stalls
+    plateau_patience: int = 10  # epochs without improvement
+    min_rate_scale: float = 0.04  # the phase ends when the plateau has lowered the rate to this
+    freeze_above: float = math.inf  # frames are learned from up to here beyond the criterion, in its unit
+    noise: Noise = Noise()
+
+
+class LearnState(NamedTuple):
+    """State of the learning phase."""
+
+    updates: UpdateState
+    plateau: Any
+    epoch: Int[Array, ""]  # epochs of the present phase
+    num_rounds: Int[Array, ""]  # times t that the next epoch simulates
+
+
+class LearnInfo(NamedTuple):
+    """What an epoch saw, before its update."""
+
+    fraction_unstable: Float[Array, ""]
+    num_steps: Int[Array, ""]  # replica-steps taken
+    num_quarantined: Int[Array, ""]
+    num_overflows: Int[Array, ""]  # see `SimulateInfo`
+    num_rounds: Int[Array, ""]  # times t steps that were simulated
+    num_samples: Int[Array, ""]  # frames that count
+    updates: UpdateInfo
+    signal_to_noise: Float[Array, ""]  # of ∇L_obs; NaN where it is not estimated
+    rate_scale: Float[Array, ""]  # factor on the learning rate
+    ends_cycle: Bool[Array, ""]
+
+
+class Endpoints(NamedTuple):
+    """Where an epoch left the replicas, and where each would be rewound to."""
+
+    replicas: Replica
+    checkpoint: Replica
+
+
+class LearnPhase(NamedTuple):
+    """`init(params) -> state` and `step(state, rewound, frames, key, *, num_rounds=1) -> (state, info, endpoints)`."""
+
+    init: Callable[[Params], LearnState]
+    step: Callable[..., tuple[LearnState, LearnInfo, Endpoints]]
+    begin: Callable[[LearnState], LearnState]  # a phase: the plateau afresh, the optimizer's state as it is
+
+
+def learn_phase(problem: Problem, engine: Engine, settings: Learning) -> LearnPhase:
+    """The learning phase (Algorithm 1, lines 22 to 30).
+
+    Each epoch runs all replicas for t steps from where they were rewound to, takes a frame every `steps_per_frame`
+    steps, and updates the parameters. The phase ends when at most `min_unstable` of the replicas became unstable, the
+    rate has fallen to `min_rate_scale`, or after `max_epochs`.
+
+    Args:
+      problem: what is learned.
+      engine: see `simulate.make_engine`.
+      settings: S, f_min, α, λ and the rest.
+
+    Raises:
+      ValueError: S does not divide t, or f_min is not a fraction.
+    """
+    _check(settings, engine.steps_per_epoch)
+    updates = _updates_of(problem, engine.execution, settings.optimization)
+    signal_to_noise = _signal_to_noise(problem, engine.execution, settings.noise)
+    plateau = optax.contrib.reduce_on_plateau(factor=settings.plateau_factor, patience=settings.plateau_patience)
+
+    def begin(state: LearnState) -> LearnState:
+        return state._replace(plateau=plateau.init(state.updates.params), epoch=jnp.int32(0))
+
+    def init(params: Params) -> LearnState:
+        return begin(LearnState(updates.init(params), None, jnp.int32(0), jnp.int32(1)))
+
+    def step(
+        state: LearnState, rewound: Replica, frames: Labeled, key: Key, *, num_rounds: int = 1
+    ) -> tuple[LearnState, LearnInfo, Endpoints]:
+        params = state.updates.params
+        prepared = engine.prepare(params)
+        replicas, samples, is_valid = _samples(engine, settings, prepared, rewound, num_rounds)
+        mask = _counted(problem, key, samples, is_valid)
+        rate_scale = state.plateau.scale * settings.rate_schedule(state.epoch)
+        updated, update_info = updates.step(state.updates, rate_scale, samples, mask, frames)
+        _, plateau_state = plateau.update(params, state.plateau, value=update_info.observable_loss)
+        ratio = signal_to_noise(params, samples, mask, len(replicas.step))
+        fraction = jnp.mean(replicas.is_unstable)
+        info = LearnInfo(
+            fraction_unstable=fraction,
+            num_steps=jnp.sum(replicas.step - rewound.step),
+            num_quarantined=jnp.sum(~replicas.is_finite),
+            num_overflows=num_overflows(engine, replicas),
+            num_rounds=jnp.int32(num_rounds),
+            num_samples=jnp.sum(is_valid),
+            updates=update_info,
+            signal_to_noise=ratio,
+            rate_scale=rate_scale,
+            ends_cycle=_ends(settings, fraction, plateau_state.scale, state.epoch + 1),
+        )
+        endpoints = Endpoints(replicas, _checkpoint(engine, prepared, rewound, replicas, num_rounds))
+        rounds = _next_rounds(settings.noise, ratio, num_rounds)
+        return LearnState(updated, plateau_state, state.epoch + 1, rounds), info, endpoints
+
+    return LearnPhase(init, step, begin)
+
+
+def static_batch(problem: Problem, settings: Learning, *, seed: int, cycle: int, epoch: int) -> Labeled:
+    """Frames of the static data set for one epoch, without replacement: they follow from the seed and the epoch only.
+
+    Args:
+      problem: whose frames.
+      settings: the size of a batch.
+      seed: of the run.
+      cycle: completed cycles.
+      epoch: completed epochs of the present phase.
+    """
+    rng = np.random.default_rng([seed, 1, cycle, epoch])
+    index = rng.permutation(len(problem.frames.energy))[: settings.optimization.qm_batch_size]
+    return jax.tree.map(lambda leaf: leaf[index], problem.frames)
+
+
+def _check(settings: Learning, steps_per_epoch: int) -> None:
+    if settings.steps_per_frame < 1 or steps_per_epoch % settings.steps_per_frame:
+        raise ValueError(
+            f"`Learning`: `steps_per_frame` has to divide `steps_per_epoch`, got {settings.steps_per_frame} and "
+            f"{steps_per_epoch}: choose a divisor."
+        )
+    if not 0 <= settings.min_unstable < 1 or settings.max_epochs < 1:
+        raise ValueError(
+            f"`Learning`: expected 0 <= min_unstable < 1 and max_epochs >= 1, got {settings.min_unstable} and "
+            f"{settings.max_epochs}: change the settings."
+        )
+    if settings.noise.wanted_signal_to_noise and settings.noise.num_blocks < 2:
+        raise ValueError(
+            "`Noise`: `wanted_signal_to_noise` needs the statistical error of the gradient, got num_blocks = "
+            f"{settings.noise.num_blocks}: set it to 2 or more."
+        )
+
+
+def _ends(settings: Learning, fraction, scale, num_epochs) -> Bool[Array, ""]:
+    # The plateau multiplies in float32: 0.2 · 0.2 is a little more than 0.04.
+    has_decayed = scale <= settings.min_rate_scale * (1 + 1e-5)
+    return (fraction <= settings.min_unstable) | has_decayed | (num_epochs >= settings.max_epochs)
+
+
+def _samples(engine: Engine, settings: Learning, prepared, rewound: Replica, num_rounds: int):
+    """Replicas at the end of the epoch, its frames [sample, ...], and which of them are valid."""
+    replicas, trajectory = engine.sample(
+        prepared,
+        rewound,
+        num_frames=num_rounds * engine.steps_per_epoch // settings.steps_per_frame,
+        steps_per_frame=settings.steps_per_frame,
+        freeze_above=settings.freeze_above,
+    )
+    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), trajectory.frame)
+    return replicas, flat, trajectory.is_valid.reshape(-1)
+
+
+def _counted(problem: Problem, key: Key, samples: Frame, is_valid) -> Bool[Array, sample * neighborhood]:
+    """Which samples count, [sample], or which of their neighborhoods, chosen from those of all devices (A.6)."""
+    if problem.subsample is None:
+        return is_valid
+    value_fn, num_bins, per_bin = problem.subsample
+    value = jax.vmap(value_fn)(samples)
+    everywhere = jnp.broadcast_to(is_valid[:, None], value.shape)
+    chosen, _ = balanced_subsample(key, value, everywhere, num_bins=num_bins, per_bin=per_bin)
+    return chosen
+
+
+def _checkpoint(engine: Engine, prepared, rewound: Replica, replicas: Replica, num_rounds: int) -> Replica:
+    """Where unstable replicas are rewound to when the next cycle begins, with the parameters that they failed with."""
+    before = rewound
+    if num_rounds > 1:
+        # Frames are taken beyond the first violation, so its step has to be found.
+        failed = engine.replay(prepared, rewound, replicas.step)
+        target = jnp.maximum(failed.step - engine.steps_per_epoch, rewound.step)
+        before = engine.replay(prepared, rewound, target)
+    is_unstable = replicas.is_unstable
+    return select(is_unstable, before, replicas._replace(is_frozen=is_unstable))
+
+
+def _value_and_grad(problem: Problem, execution: Execution) -> Callable:
+    return boltzmann_value_and_grad(
+        observable_loss(problem.observables.reference, problem.observables.weight),
+        problem.energies(),
+        problem.observables.fn,
+        kT=problem.kT,
+        chunk_size=execution.chunk_size,
+        axis_name=execution.axis_name,
+    )
+
+
+def _updates_of(problem: Problem, execution: Execution, settings: Optimization) -> Updates:
+    value_and_grad = _value_and_grad(problem, execution)
+    observable = execution.over_samples(
+        lambda params, samples, mask, weight: value_and_grad(params, samples, mask=mask, weight=weight)
+    )
+    of_qm_loss = jax.value_and_grad(problem.qm_loss(), has_aux=True)
+    combine = weighted_sum(settings.qm_weight)
+    if math.isfinite(settings.observable_clip_norm):
+        combine = clipped_sum(settings.qm_weight, max_norm=settings.observable_clip_norm)
+    energies = sample_energies(
+        lambda params, frame: problem.potential.energy(params, frame.position), chunk_size=execution.chunk_size
+    )
+    reuse = Reuse(
+        energies_fn=execution.over_samples(energies, gives_samples=True),
+        kT=problem.kT,
+        max_updates=settings.max_updates,
+        min_effective_fraction=settings.min_effective_fraction,
+    )
+    return make_updates(
+        Gradients(observable, of_qm_loss, combine),
+        settings.optimizer,
+        reuse=reuse if settings.max_updates > 1 else None,
+    )
+
+
+def _signal_to_noise(problem: Problem, execution: Execution, settings: Noise) -> Callable:
+    """`(params, samples, mask, number of replicas) -> ` that of ∇L_obs, by leaving out blocks of replicas."""
+    if not settings.num_blocks:
+        return lambda *_: jnp.float32(jnp.nan)
+    jackknife = jackknife_gradient(_value_and_grad(problem, execution), num_blocks=settings.num_blocks)
+    shared = execution.over_samples(
+        lambda params, samples, mask, block: jackknife(params, samples, mask=mask, block=block).signal_to_noise
+    )
+
+    def signal_to_noise(params, samples, mask, num_replicas: int):
+        if settings.num_blocks > num_replicas:
+            raise ValueError(
+                f"`Noise`: {settings.num_blocks} blocks need as many replicas, got {num_replicas}: choose fewer blocks."
+            )
+        # Replicas are independent of each other, so each is whole in one block.
+        replica = jnp.arange(len(mask)) // (len(mask) // num_replicas)
+        return shared(params, samples, mask, replica % settings.num_blocks)
+
+    return signal_to_noise
+
+
+def _next_rounds(settings: Noise, ratio, num_rounds: int) -> Int[Array, ""]:
+    """Times t that the next epoch simulates for the wanted signal-to-noise: a power of 2, for few compilations."""
+    if not settings.wanted_signal_to_noise:
+        return jnp.int32(1)
+    needed = samples_needed(num_rounds, ratio, wanted=settings.wanted_signal_to_noise)
+    rounds = 2.0 ** jnp.ceil(jnp.log2(jnp.clip(needed, 1, settings.max_rounds)))
+    return jnp.where(jnp.isfinite(ratio), jnp.minimum(rounds, settings.max_rounds), 1).astype(jnp.int32)

@@ -1,0 +1,227 @@
+"""The simulation phase of Algorithm 1: replicas run until some fail, and are rewound to just before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from stablejax import dynamics
+from stablejax.dynamics import Integrator, Replica, Trajectory
+from stablejax.parallel import Execution
+from stablejax.problem import Problem
+from stablejax.types import Array, Bool, Criterion, Float, Int, Key, Params, Positions
+
+
+class Simulation(NamedTuple):
+    """Settings of the dynamics and of the simulation phase."""
+
+    thermostat: Callable[..., Integrator]  # (potential, mass, *, kT); `partial(langevin, timestep=…, friction=…)`
+    steps_per_epoch: int = 2000  # t
+    max_unstable: float = 0.75  # f_max: the phase ends when so many replicas have failed
+    max_searches: int | None = None  # times t without reaching f_max after which training ends; None: no limit
+    table_intervals: int = 1024  # of the tables that replace radial networks in dynamics; 0: exact networks
+
+
+class Engine(NamedTuple):
+    """Replicas of one problem under one thermostat; all functions map over replicas."""
+
+    integrator: Integrator
+    criterion: Criterion
+    execution: Execution
+    steps_per_epoch: int
+
+    def prepare(self, params: Params) -> Any:
+        """What dynamics needs of the parameters."""
+        return self.integrator.potential.prepare(params)
+
+    def start(self, prepared: Any, key: Key, position: Positions) -> Replica:
+        """Replicas at step 0.
+
+        Args:
+          prepared: what `prepare` gave.
+          key: velocities and noise follow from it.
+          position: of each, Å.
+        """
+
+        def one(prepared, key_and_position):
+            key, position = key_and_position
+            return dynamics.init_replica(self.integrator, key, position, prepared, self.criterion)
+
+        return self.execution.map_replicas(one)(prepared, (jax.random.split(key, len(position)), position))
+
+    def run(self, prepared: Any, replicas: Replica) -> Replica:
+        """Those that are not frozen, t steps further or up to their first violation.
+
+        Args:
+          prepared: what `prepare` gave.
+          replicas: as they stand.
+        """
+
+        def one(prepared, replica):
+            until_step = replica.step + self.steps_per_epoch
+            return dynamics.advance(self.integrator, self.criterion, prepared, replica, until_step)
+
+        return self.execution.map_replicas(one, is_active=lambda replica: ~replica.is_frozen)(prepared, replicas)
+
+    def replay(self, prepared: Any, replicas: Replica, until_step: Int[Array, " replica"]) -> Replica:
+        """The same steps once more, up to a step of each.
+
+        Args:
+          prepared: what `prepare` gave, for the parameters of the first time.
+          replicas: where to begin.
+          until_step: of each.
+        """
+
+        def one(prepared, replica_and_step):
+            replica, until_step = replica_and_step
+            restarted = dynamics.restart(replica, self.criterion)
+            return dynamics.advance(self.integrator, self.criterion, prepared, restarted, until_step)
+
+        return self.execution.map_replicas(one)(prepared, (replicas, until_step))
+
+    def sample(
+        self, prepared: Any, replicas: Replica, *, num_frames: int, steps_per_frame: int, freeze_above: float
+    ) -> tuple[Replica, Trajectory]:
+        """Frames of each, from where it stands; see `dynamics.sample`.
+
+        Args:
+          prepared: what `prepare` gave.
+          replicas: as they stand.
+          num_frames: of each.
+          steps_per_frame: between two of them.
+          freeze_above: beyond the criterion, in its unit.
+        """
+
+        def one(prepared, replica):
+            return dynamics.sample(
+                self.integrator,
+                self.criterion,
+                prepared,
+                dynamics.restart(replica, self.criterion),
+                num_frames=num_frames,
+                steps_per_frame=steps_per_frame,
+                freeze_above=freeze_above,
+            )
+
+        return self.execution.map_replicas(one)(prepared, replicas)
+
+
+class SimulateState(NamedTuple):
+    """State of the simulation phase. Replicas are on axis 0."""
+
+    replicas: Replica  # as they stand
+    checkpoint: Replica  # before the latest t steps
+    earlier_checkpoint: Replica  # t steps before that; kept once a replica is frozen
+    rewound: Replica  # where every epoch of the learning phase starts
+    num_searches: Int[Array, ""]  # times t of the present phase
+
+
+class SimulateInfo(NamedTuple):
+    """What a step of the simulation phase saw."""
+
+    fraction_unstable: Float[Array, ""]
+    num_steps: Int[Array, ""]  # replica-steps taken
+    num_quarantined: Int[Array, ""]  # replicas stopped before a state that was not finite
+    num_overflows: Int[Array, ""]  # replicas paused for longer neighbor lists: to be repeated from the state before
+    starts_learning: Bool[Array, ""]
+    gives_up: Bool[Array, ""]  # too few failed within `max_searches`
+
+
+class SimulatePhase(NamedTuple):
+    """`init(key, params, position) -> state` and `step(state, params) -> (state, info)`."""
+
+    init: Callable[[Key, Params, Positions], SimulateState]
+    step: Callable[[SimulateState, Params], tuple[SimulateState, SimulateInfo]]
+
+
+def make_engine(problem: Problem, settings: Simulation, execution: Execution) -> Engine:
+    """Dynamics of the problem's potential in its fast form.
+
+    Args:
+      problem: its potential, masses, kT and criterion.
+      settings: the thermostat, t and the tables.
+      execution: devices and batches.
+    """
+    potential = problem.potential.fast(settings.table_intervals) if settings.table_intervals else problem.potential
+    integrator = settings.thermostat(potential, problem.mass, kT=problem.kT)
+    return Engine(integrator, problem.criterion, execution, settings.steps_per_epoch)
+
+
+def simulate_phase(engine: Engine, settings: Simulation) -> SimulatePhase:
+    """The simulation phase (Algorithm 1, lines 12 to 17 and 23).
+
+    Active replicas run t steps at a time and freeze at their first violation, until a fraction `max_unstable` has. Then
+    every replica is rewound by t steps, exactly: a frozen one by replaying, from the earlier checkpoint, up to t steps
+    before its violation. None is rewound to before the start of the present simulation phase.
+
+    Args:
+      engine: see `make_engine`.
+      settings: f_max and the budget.
+
+    Raises:
+      ValueError: t or the budget are not positive, or f_max is not a fraction.
+    """
+    most = settings.max_searches
+    if settings.steps_per_epoch < 1 or not 0 < settings.max_unstable <= 1 or (most is not None and most < 1):
+        raise ValueError(
+            "`Simulation`: expected steps_per_epoch >= 1, 0 < max_unstable <= 1 and max_searches >= 1, got "
+            f"{settings.steps_per_epoch}, {settings.max_unstable} and {most}: change the settings."
+        )
+
+    def init(key: Key, params: Params, position: Positions) -> SimulateState:
+        replicas = engine.start(engine.prepare(params), key, position)
+        return SimulateState(replicas, replicas, replicas, replicas, jnp.int32(0))
+
+    def step(state: SimulateState, params: Params) -> tuple[SimulateState, SimulateInfo]:
+        prepared, is_active = engine.prepare(params), ~state.replicas.is_frozen
+        earlier_checkpoint = select(is_active, state.checkpoint, state.earlier_checkpoint)
+        replicas = engine.run(prepared, state.replicas)
+        fraction = jnp.mean(replicas.is_unstable)
+        starts_learning, num_searches = fraction >= settings.max_unstable, state.num_searches + 1
+
+        def rewind():
+            target = jnp.maximum(replicas.step - settings.steps_per_epoch, earlier_checkpoint.step)
+            return engine.replay(prepared, earlier_checkpoint, target)
+
+        rewound = jax.lax.cond(starts_learning, rewind, lambda: state.rewound)
+        info = SimulateInfo(
+            fraction_unstable=fraction,
+            num_steps=jnp.sum(replicas.step - state.replicas.step),
+            num_quarantined=jnp.sum(~replicas.is_finite),
+            num_overflows=num_overflows(engine, replicas, rewound),
+            starts_learning=starts_learning,
+            gives_up=~starts_learning & (num_searches >= (jnp.inf if most is None else most)),
+        )
+        return SimulateState(replicas, state.replicas, earlier_checkpoint, rewound, num_searches), info
+
+    return SimulatePhase(init, step)
+
+
+def num_overflows(engine: Engine, *some: Replica) -> Int[Array, ""]:
+    """Replicas that are paused for longer lists; 0 where there are none.
+
+    Args:
+      engine: see `make_engine`.
+      some: replicas on axis 0.
+    """
+    if engine.integrator.potential.lists is None:
+        return jnp.int32(0)
+    return sum((jnp.sum(replicas.did_overflow) for replicas in some), jnp.int32(0))
+
+
+def select(is_first: Bool[Array, " replica"], first: Any, second: Any) -> Any:
+    """One pytree or the other for each replica on axis 0.
+
+    Args:
+      is_first: which.
+      first: taken where True.
+      second: taken where False.
+    """
+
+    def one(a, b):
+        return jnp.where(is_first.reshape((-1,) + (1,) * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(one, first, second)

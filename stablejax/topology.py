@@ -1,0 +1,241 @@
+"""Facts of a system that follow from its structure and never change: bonds, molecules, angles, dihedrals, and more.
+
+Everything here runs once, on the host, in NumPy and SciPy.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from scipy import sparse
+
+from stablejax.space import OPEN, Pairs, Space, all_pairs
+from stablejax.types import Float, Int
+
+
+class Topology(NamedTuple):
+    """What observables and criteria are made from."""
+
+    species: Int[np.ndarray, " atom"]  # atomic numbers
+    mass: Float[np.ndarray, " atom"]  # amu
+    space: Space
+    bonds: Pairs
+    bond_length: Float[np.ndarray, " bond"]  # means over the reference, Å
+    molecule: Int[np.ndarray, " atom"]  # number of the molecule of each atom
+
+    @property
+    def num_molecules(self) -> int:
+        """Molecules, ions and single atoms."""
+        return int(self.molecule.max()) + 1
+
+
+def find_topology(
+    position: Float[np.ndarray, "frame atom 3"],
+    species: Int[np.ndarray, " atom"],
+    *,
+    mass: Float[np.ndarray, " atom"],
+    covalent_radius: Float[np.ndarray, " atom"],
+    space: Space = OPEN,
+) -> Topology:
+    """Bonds and molecules of a reference simulation.
+
+    Args:
+      position: frames of the reference, Å.
+      species: atomic numbers.
+      mass: amu.
+      covalent_radius: Å.
+      space: where the atoms are.
+
+    Raises:
+      ValueError: no bond was found.
+    """
+    bonds, length = find_bonds(position, covalent_radius, space=space)
+    return Topology(species, mass, space, bonds, length, find_molecules(bonds, len(species)))
+
+
+def find_bonds(
+    position: Float[np.ndarray, "frame atom 3"],
+    covalent_radius: Float[np.ndarray, " atom"],
+    *,
+    tolerance: float = 1.25,
+    space: Space = OPEN,
+) -> tuple[Pairs, Float[np.ndarray, " bond"]]:
+    """Bonds of a reference simulation and their mean lengths.
+
+    A bond is a pair whose mean distance is under `tolerance` times the sum of the covalent radii.
+
+    Args:
+      position: frames of the reference, Å.
+      covalent_radius: Å.
+      tolerance: factor.
+      space: where the atoms are.
+
+    Returns:
+      The bonds, and their mean lengths, Å.
+
+    Raises:
+      ValueError: no bond was found; the cell does not reach as far as the longest bond.
+    """
+    space.check_reach("find_bonds", tolerance * 2 * float(np.max(covalent_radius)))
+    first, second = pairs = all_pairs(position.shape[1])
+    distances = jax.jit(lambda x: space.distances(x, pairs))
+    length = np.mean([distances(x) for x in np.asarray(position)], axis=0, dtype=float)
+    is_bond = length < tolerance * (covalent_radius[first] + covalent_radius[second])
+    if not is_bond.any():
+        raise ValueError(
+            f"`find_bonds`: no pair closer than {tolerance} times its covalent radii (nearest mean distance "
+            f"{length.min():.2f} Å): check that positions are in Å and in the order of the atoms."
+        )
+    bonds = Pairs(first[is_bond], second[is_bond])
+    return bonds, length[is_bond].astype(np.float32)
+
+
+def find_molecules(bonds: Pairs, num_atoms: int) -> Int[np.ndarray, " atom"]:
+    """Number of the molecule that each atom belongs to, from 0, in the order of their first atoms.
+
+    Args:
+      bonds: of the system.
+      num_atoms: in it; an atom without bonds is a molecule of its own.
+    """
+    return sparse.csgraph.connected_components(bond_graph(bonds, num_atoms), directed=False)[1].astype(np.int32)
+
+
+def bond_graph(bonds: Pairs, num_atoms: int) -> sparse.coo_array:
+    """[atom, atom], 1 from the first to the second atom of each bond: for `scipy.sparse.csgraph`.
+
+    Args:
+      bonds: of the system.
+      num_atoms: in it.
+    """
+    return sparse.coo_array((np.ones(len(bonds.first)), (bonds.first, bonds.second)), shape=(num_atoms, num_atoms))
+
+
+def angle_triples(bonds: Pairs) -> Int[np.ndarray, "angle 3"]:
+    """Every pair of bonds that meet at an atom, as (end, middle, end)."""
+    neighbors: dict[int, list[int]] = {}
+    for first, second in zip(np.asarray(bonds.first).tolist(), np.asarray(bonds.second).tolist(), strict=True):
+        neighbors.setdefault(first, []).append(second)
+        neighbors.setdefault(second, []).append(first)
+    triples = [
+        (end, middle, other)
+        for middle, ends in sorted(neighbors.items())
+        for index, end in enumerate(ends)
+        for other in ends[index + 1 :]
+    ]
+    return np.array(triples, np.int32).reshape(-1, 3)
+
+
+def backbone_dihedrals(
+    species: Int[np.ndarray, " atom"], bonds: Pairs
+) -> tuple[Int[np.ndarray, "residue 4"], Int[np.ndarray, "residue 4"]]:
+    """The atoms of φ (C–N–Cα–C) and ψ (N–Cα–C–N) of every residue between two peptide bonds; none in other molecules.
+
+    Args:
+      species: atomic numbers.
+      bonds: of the molecule.
+    """
+    species = np.asarray(species)
+    bonded: list[set[int]] = [set() for _ in species]
+    for first, second in zip(np.asarray(bonds.first).tolist(), np.asarray(bonds.second).tolist(), strict=True):
+        bonded[first].add(second)
+        bonded[second].add(first)
+
+    def of(atom, element):
+        return [other for other in sorted(bonded[atom]) if species[other] == element]
+
+    is_carbonyl = [s == 6 and len(bonded[a]) == 3 and bool(of(a, 8)) for a, s in enumerate(species)]
+    phi, psi = [], []
+    for alpha in np.flatnonzero(species == 6).tolist():
+        ends = [
+            (before, nitrogen, carbon, after)
+            for nitrogen in of(alpha, 7)
+            for before in of(nitrogen, 6)
+            for carbon in of(alpha, 6)
+            for after in of(carbon, 7)
+            if len(bonded[alpha]) == 4 and before != alpha and is_carbonyl[before] and is_carbonyl[carbon]
+        ]
+        for before, nitrogen, carbon, after in ends[:1]:
+            phi.append((before, nitrogen, alpha, carbon))
+            psi.append((nitrogen, alpha, carbon, after))
+    return np.array(phi, np.int32).reshape(-1, 4), np.array(psi, np.int32).reshape(-1, 4)
+
+
+def pairs_by_element(species: Int[np.ndarray, " atom"]) -> dict[tuple[int, int], Pairs]:
+    """All pairs of a molecule by the atomic numbers of their two atoms, the smaller first."""
+    pairs, species = all_pairs(len(species)), np.asarray(species)
+    low = np.minimum(species[pairs.first], species[pairs.second])
+    high = np.maximum(species[pairs.first], species[pairs.second])
+    kinds = sorted(set(zip(low.tolist(), high.tolist(), strict=True)))
+    is_kind = {kind: (low == kind[0]) & (high == kind[1]) for kind in kinds}
+    return {kind: Pairs(pairs.first[chosen], pairs.second[chosen]) for kind, chosen in is_kind.items()}
+
+
+def pairs_by_separation(pairs: Pairs, bonds: Pairs, num_atoms: int) -> dict[int, Pairs]:
+    """The pairs by the number of bonds on the shortest way between their atoms: 1, 2, and 3 for three or more.
+
+    Bonded atoms, ends of an angle and all others: an atom that leaves an angle for a bond is seen among its own kind.
+
+    Args:
+      pairs: to be separated.
+      bonds: of the system.
+      num_atoms: in it.
+    """
+    steps = sparse.csgraph.shortest_path(bond_graph(bonds, num_atoms), directed=False, unweighted=True)
+    separation = np.minimum(steps[pairs.first, pairs.second], 3).astype(int)
+    return {
+        number: Pairs(pairs.first[separation == number], pairs.second[separation == number])
+        for number in np.unique(separation).tolist()
+    }
+
+
+def intermolecular_pairs(
+    species: Int[np.ndarray, " atom"], molecule: Int[np.ndarray, " atom"]
+) -> dict[tuple[int, int], Pairs]:
+    """Pairs of atoms of different molecules by their atomic numbers, the smaller first.
+
+    Args:
+      species: atomic numbers.
+      molecule: number of the molecule of each atom; see `find_molecules`.
+    """
+    by_element = pairs_by_element(species)
+    is_between = {kind: molecule[pairs.first] != molecule[pairs.second] for kind, pairs in by_element.items()}
+    between = {kind: Pairs(p.first[is_between[kind]], p.second[is_between[kind]]) for kind, p in by_element.items()}
+    return {kind: pairs for kind, pairs in between.items() if len(pairs.first)}
+
+
+def make_whole(
+    position: Float[np.ndarray, "frame atom 3"], bonds: Pairs, space: Space
+) -> Float[np.ndarray, "frame atom 3"]:
+    """Positions with every atom beside those that it is bonded to, where molecules were cut by wrapping.
+
+    Args:
+      position: frames, wrapped, Å.
+      bonds: of the system.
+      space: whose cell they were wrapped into.
+    """
+    if space.reduced is None:
+        return position
+    whole, num_atoms = position.astype(float), position.shape[1]
+    inverse, graph = np.linalg.inv(space.reduced), bond_graph(bonds, num_atoms)
+    is_placed = np.zeros(num_atoms, bool)
+    for root in range(num_atoms):
+        if is_placed[root]:
+            continue
+        order, parent = sparse.csgraph.breadth_first_order(graph, root, directed=False)
+        is_placed[order] = True
+        for atom in order[1:]:
+            vector = whole[:, atom] - whole[:, parent[atom]]
+            whole[:, atom] -= np.round(vector @ inverse) @ space.reduced
+    return whole.astype(position.dtype)
+
+
+def unwatched_atoms(topology: Topology) -> Int[np.ndarray, " atom"]:
+    """Atoms whose loss no criterion of bond lengths would notice: those without any bond.
+
+    Molecules that drift apart are not noticed either; see `Topology.num_molecules` and
+    `stability.intermolecular_distance`.
+    """
+    bonded = np.union1d(np.asarray(topology.bonds.first), np.asarray(topology.bonds.second))
+    return np.setdiff1d(np.arange(len(topology.species)), bonded)

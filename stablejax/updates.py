@@ -1,0 +1,164 @@
+"""Updates of the parameters from the samples of one epoch: Equation 7, once or, by reweighting, several times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from stablejax.losses import Labeled, LabelErrors
+from stablejax.reweighting import effective_sample_size, perturbation_weights
+from stablejax.types import Array, Bool, Float, Int, Params
+from stablejax.uncertainty import cosine
+
+
+class UpdateState(NamedTuple):
+    """Parameters and what their optimizer keeps."""
+
+    params: Params
+    optimizer: Any
+
+
+class UpdateInfo(NamedTuple):
+    """What the updates of one epoch saw. Losses, errors and gradients are those before the first."""
+
+    observable_loss: Float[Array, ""]
+    qm_loss: Float[Array, ""]
+    qm_errors: LabelErrors
+    observable_gradient_norm: Float[Array, ""]
+    qm_gradient_norm: Float[Array, ""]
+    gradient_cosine: Float[Array, ""]  # between the two: negative where they work against each other
+    num_updates: Int[Array, ""]  # 0: the gradient was not finite, parameters kept
+    effective_fraction: Float[Array, ""]  # N_eff/N of the samples at the last parameters that were tried
+
+
+class Gradients(NamedTuple):
+    """The two losses of Equation 7, each with its gradient."""
+
+    observable: Callable[..., tuple[Float[Array, ""], Params]]  # (params, samples, mask, weight)
+    qm: Callable[[Params, Labeled], tuple[tuple[Float[Array, ""], LabelErrors], Params]]
+    combine: Callable[[Params, Params], Params]  # (∇L_obs, ∇L_QM) -> what is used; see `weighted_sum`
+
+
+class Reuse(NamedTuple):
+    """Further updates from the samples of one epoch, reweighted to the parameters that have moved on."""
+
+    energies_fn: Callable[[Params, Any], Float[Array, " sample"]]  # (params, samples) -> eV
+    kT: float | Float[Array, ""]  # eV
+    max_updates: int  # of one epoch, the first included
+    min_effective_fraction: float  # of N_eff/N under which the samples are not used any more
+
+
+class Updates(NamedTuple):
+    """`init(params) -> state` and `step(state, rate_scale, samples, mask, frames) -> (state, info)`."""
+
+    init: Callable[[Params], UpdateState]
+    step: Callable[..., tuple[UpdateState, UpdateInfo]]
+
+
+class _Moving(NamedTuple):
+    state: UpdateState
+    num_updates: Int[Array, ""]
+    effective_fraction: Float[Array, ""]
+    is_going: Bool[Array, ""]
+
+
+def weighted_sum(qm_weight: float) -> Callable[[Params, Params], Params]:
+    """∇L_obs + λ ∇L_QM (Equation 7) with λ = `qm_weight`."""
+    return lambda observable, qm: jax.tree.map(lambda o, q: o + qm_weight * q, observable, qm)
+
+
+def clipped_sum(qm_weight: float, *, max_norm: float) -> Callable[[Params, Params], Params]:
+    """∇L_obs, clipped to a global norm of `max_norm`, + λ ∇L_QM.
+
+    The observable's gradient has a heavy tail, from samples far outside the data; clipping the sum instead would let
+    them silence the regularization.
+
+    Args:
+      qm_weight: λ.
+      max_norm: of ∇L_obs.
+    """
+    clip = optax.clip_by_global_norm(max_norm)
+
+    def combine(observable, qm):
+        clipped, _ = clip.update(observable, clip.init(observable))
+        return weighted_sum(qm_weight)(clipped, qm)
+
+    return combine
+
+
+def make_updates(
+    gradients: Gradients, optimizer: optax.GradientTransformation, *, reuse: Reuse | None = None
+) -> Updates:
+    """The way from samples to new parameters.
+
+    Args:
+      gradients: of L_obs by the estimator, of L_QM on the static data set, and how they are combined.
+      optimizer: optax transformation, with the learning rate.
+      reuse: further updates from the same samples. None: one update, as in the paper.
+
+    Returns:
+      `init` and `step`, with `samples` a pytree [sample, ...], `mask` [sample] and `rate_scale` a factor on the update.
+      A gradient or an update that is not finite changes nothing.
+    """
+
+    def update(moving: _Moving, seen, rate_scale) -> _Moving:
+        (_, observable_gradient), (_, qm_gradient) = seen
+        state = moving.state
+        gradient = gradients.combine(observable_gradient, qm_gradient)
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
+        updates = jax.tree.map(lambda u: u * rate_scale.astype(u.dtype), updates)
+        is_finite = jnp.isfinite(optax.tree.norm(gradient)) & jnp.isfinite(optax.tree.norm(updates))
+        new = UpdateState(optax.apply_updates(state.params, updates), optimizer_state)
+        kept = jax.tree.map(lambda a, b: jnp.where(is_finite, a, b), new, state)
+        return moving._replace(state=kept, num_updates=moving.num_updates + is_finite, is_going=is_finite)
+
+    def all_gradients(params, samples, mask, weight, frames):
+        return gradients.observable(params, samples, mask, weight), gradients.qm(params, frames)
+
+    def reused(moving: _Moving, reuse: Reuse, sampled_energy, rate_scale, samples, mask, frames) -> _Moving:
+        energy = reuse.energies_fn(moving.state.params, samples)
+        weight = perturbation_weights(jnp.where(mask, energy, jnp.inf), sampled_energy, kT=reuse.kT)
+        fraction = effective_sample_size(weight) / jnp.sum(mask)
+
+        def again():
+            seen = all_gradients(moving.state.params, samples, mask, weight, frames)
+            return update(moving, seen, rate_scale)
+
+        is_worth_it = fraction >= reuse.min_effective_fraction
+        moved = lax.cond(is_worth_it, again, lambda: moving._replace(is_going=jnp.bool(False)))
+        return moved._replace(effective_fraction=fraction)
+
+    def step(state: UpdateState, rate_scale, samples: Any, mask, frames: Labeled) -> tuple[UpdateState, UpdateInfo]:
+        ones = jnp.ones(len(mask), jnp.result_type(float))
+        start = _Moving(state, jnp.int32(0), jnp.float32(1), jnp.bool(True))
+        seen = all_gradients(state.params, samples, mask, ones, frames)
+        moving = update(start, seen, rate_scale)
+        if reuse is not None:
+            sampled_energy = reuse.energies_fn(state.params, samples)
+            moving = lax.while_loop(
+                lambda m: m.is_going & (m.num_updates < reuse.max_updates),
+                lambda m: reused(m, reuse, sampled_energy, rate_scale, samples, mask, frames),
+                moving,
+            )
+        return moving.state, _info(seen, moving)
+
+    return Updates(lambda params: UpdateState(params, optimizer.init(params)), step)
+
+
+def _info(seen, moving: _Moving) -> UpdateInfo:
+    (observable_loss, observable_gradient), ((qm_loss, qm_errors), qm_gradient) = seen
+    return UpdateInfo(
+        observable_loss=observable_loss,
+        qm_loss=qm_loss,
+        qm_errors=qm_errors,
+        observable_gradient_norm=optax.tree.norm(observable_gradient),
+        qm_gradient_norm=optax.tree.norm(qm_gradient),
+        gradient_cosine=cosine(observable_gradient, qm_gradient),
+        num_updates=moving.num_updates,
+        effective_fraction=moving.effective_fraction,
+    )
