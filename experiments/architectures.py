@@ -15,7 +15,7 @@ from stablejax import potential
 from stablejax.models import basis, gemnet
 from stablejax.models.nequip import NequIP
 from stablejax.models.schnet import SchNet
-from stablejax.space import OPEN, Space, all_pairs, periodic
+from stablejax.space import all_pairs
 
 NUM_FITTED = 8
 """Frames that the scale factors of GemNet-T are fitted to."""
@@ -74,7 +74,7 @@ def _gemnet(settings, dataset, key) -> gemnet.GemNetT:
 
 def with_fitted_scales(model: gemnet.GemNetT, dataset: Dataset, key: jax.Array) -> gemnet.GemNetT:
     """The model with scale factors fitted to the first frames of the data."""
-    space = _space(dataset)
+    space = dataset.space
     params = jax.jit(potential.bind(model, dataset.species, space=space).init)(key)
     position, pairs = jnp.asarray(dataset.position[:NUM_FITTED], jnp.float32), all_pairs(len(dataset.species))
     vectors = jax.vmap(lambda x: space.vectors(x, pairs))(position)
@@ -86,10 +86,6 @@ _MAKERS: dict[str, Callable] = {"schnet": _schnet, "nequip": _nequip, "gemnet": 
 
 def mean_neighbors(dataset: Dataset, cutoff: float) -> float:
     """Mean number of atoms within the cutoff (Å) of an atom."""
-    pairs, space = all_pairs(len(dataset.species)), _space(dataset)
+    pairs, space = all_pairs(len(dataset.species)), dataset.space
     count = jax.jit(lambda x: jnp.sum(space.distances(x, pairs) < cutoff))
     return 2 * float(np.mean([count(x) for x in dataset.position])) / len(dataset.species)
-
-
-def _space(dataset: Dataset) -> Space:
-    return OPEN if dataset.cell is None else periodic(dataset.cell)

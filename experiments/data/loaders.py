@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import numpy as np
 
 from stablejax import units
-from stablejax.space import Pairs
+from stablejax.space import OPEN, Pairs, Space, periodic
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -40,6 +40,11 @@ class Dataset(NamedTuple):
     is_wrapped: bool = False  # positions are moved into the cell, atom by atom
     motion: dict[str, np.ndarray] | None = None  # [window, lag] curves of the reference's dynamics; see `evaluation`
     motion_spacing_fs: float | None = None
+
+    @property
+    def space(self) -> Space:
+        """Where the atoms are."""
+        return OPEN if self.cell is None else periodic(self.cell)
 
 
 class Split(NamedTuple):

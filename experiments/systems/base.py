@@ -18,7 +18,7 @@ from stablejax.dynamics import Integrator, langevin, nose_hoover
 from stablejax.parallel import Execution
 from stablejax.potential import Potential
 from stablejax.problem import Problem
-from stablejax.space import OPEN, Space, periodic
+from stablejax.space import Space
 from stablejax.types import Array, Criterion, Frame, ObservableFn
 
 FRAME_BATCH = 100
@@ -88,7 +88,7 @@ class Data(NamedTuple):
     @property
     def space(self) -> Space:
         """Where the atoms are."""
-        return OPEN if self.dataset.cell is None else periodic(self.dataset.cell)
+        return self.dataset.space
 
     @property
     def reference_position(self) -> np.ndarray:
