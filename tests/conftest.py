@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+# Whole runs are started again and again in tests: programs are compiled once for all processes of a session.
+OWN_CACHE = "" if "JAX_COMPILATION_CACHE_DIR" in os.environ else tempfile.mkdtemp(prefix="stablejax-tests-")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", OWN_CACHE)
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +19,13 @@ import pytest
 
 from stablejax.potential import from_energy
 from stablejax.space import OPEN, Pairs
+
+
+def pytest_unconfigure():
+    """The session that made the cache removes it, after its workers."""
+    if OWN_CACHE:
+        shutil.rmtree(OWN_CACHE, ignore_errors=True)
+
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

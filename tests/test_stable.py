@@ -14,13 +14,14 @@ from stablejax import dynamics, simulate, stable, units
 from stablejax.dynamics import langevin
 from stablejax.learn import Learning, Optimization
 from stablejax.losses import Labeled
-from stablejax.parallel import ONE_DEVICE
+from stablejax.parallel import Execution
 from stablejax.problem import Observables, Problem
 from stablejax.simulate import Simulation
 from stablejax.space import OPEN
 
 KT = units.thermal_energy(500.0)
 STEPS = 20
+IN_TURN = Execution(batch_size=1)  # one loop to compile, where replicas side by side have one for each width
 NO_FRAMES = Labeled(jnp.zeros((1, 4, 3)), jnp.zeros(1), jnp.zeros((1, 4, 3)))
 THERMOSTAT = partial(langevin, timestep=units.FEMTOSECOND, friction=1 / (50 * units.FEMTOSECOND))
 
@@ -59,8 +60,8 @@ def settings_of(*, simulation=None, learning=None, optimizer=None, num_cycles=3,
     )
 
 
-def training_of(problem, settings):
-    return stable.compiled(stable.stable_training(problem, settings), donates=False)
+def training_of(problem, settings, execution=IN_TURN):
+    return stable.compiled(stable.stable_training(problem, settings, execution=execution), donates=False)
 
 
 def init(training, spring, num_replicas=16, stiffness=5.0, key=0):
@@ -88,10 +89,10 @@ def assert_same_state(actual, expected):
 
 @pytest.fixture(scope="module")
 def first_phase():
-    """A training, its start, and what its first simulation phase gave."""
+    """A training of replicas side by side, its start, and what its first simulation phase gave."""
     from conftest import Spring
 
-    training = training_of(problem_of(Spring, stretch(Spring, 0.25)), settings_of())
+    training = training_of(problem_of(Spring, stretch(Spring, 0.25)), settings_of(), Execution())
     start = init(training, Spring)
     return training, start, *simulate_until_learning(training, start)
 
@@ -245,7 +246,7 @@ def test_gradient_of_an_epoch_is_equation_six_of_its_own_frames(spring):
     training = training_of(problem, settings)
     state, _, _ = simulate_until_learning(training, init(training, spring))
     _, info = training.learn(state, NO_FRAMES)
-    engine = simulate.make_engine(problem, settings.simulation, ONE_DEVICE)
+    engine = simulate.make_engine(problem, settings.simulation, IN_TURN)
     sample = partial(engine.sample, num_frames=2, steps_per_frame=10, freeze_above=0.0)
     _, trajectory = jax.jit(sample)(state.params, state.simulation.rewound)
     position = np.asarray(trajectory.frame.position)[np.asarray(trajectory.is_valid)]
@@ -276,12 +277,13 @@ def test_search_for_instability_ends_at_its_budget_and_training_stays_finished(s
     problem = problem_of(spring, never_fails)
     settings = settings_of(simulation={"max_searches": 3})
     seen = []
-    state = stable.init(problem, settings, jax.random.key(0), jnp.float32(5.0), jnp.tile(spring.start, (4, 1, 1)))
-    state = stable.run(problem, settings, state, on_step=lambda state, info: seen.append(info))
+    training = training_of(problem, settings)
+    state = init(training, spring, num_replicas=4)
+    state = stable.run(problem, settings, state, training=training, on_step=lambda state, info: seen.append(info))
     assert len(seen) == 3 == int(state.num_calls)
     assert [bool(info.gives_up) for info in seen] == [False, False, True]
     assert int(state.phase) == stable.FINISHED
-    again = stable.run(problem, settings, state, on_step=lambda state, info: seen.append(info))
+    again = stable.run(problem, settings, state, training=training, on_step=lambda state, info: seen.append(info))
     assert len(seen) == 3
     assert_same_state(again, state)
 
@@ -291,9 +293,8 @@ def test_a_run_that_is_resumed_from_any_step_ends_as_one_that_was_not(spring):
         spring, stretch(spring, 0.25), observables=Observables(mean_square(spring), jnp.float32(0.005), 1e4)
     )
     settings = settings_of(num_cycles=1, optimizer=optax.sgd(1.0), simulation={"max_searches": 20})
-    start = stable.init(problem, settings, jax.random.key(0), jnp.float32(5.0), jnp.tile(spring.start, (8, 1, 1)))
-    training = training_of(problem, settings)
-    states = []
+    training, states = training_of(problem, settings), []
+    start = init(training, spring, num_replicas=8)
     end = stable.run(problem, settings, start, training=training, on_step=lambda state, info: states.append(state))
     assert float(end.params) != 5.0
     for state in states[:: max(1, len(states) // 3)]:
@@ -321,8 +322,9 @@ def test_the_loop_finds_the_stiffness_that_gives_the_reference(spring):
         num_cycles=1,
     )
     position, seen = jnp.tile(spring.start, (128, 1, 1)), []
-    state = stable.init(problem, settings, jax.random.key(1), jnp.log(jnp.float32(4.0)), position)
-    state = stable.run(problem, settings, state, on_step=lambda state, info: seen.append(float(info.fraction_unstable)))
+    state = stable.init(problem, settings, jax.random.key(1), jnp.log(jnp.float32(4.0)), position, execution=IN_TURN)
+    note = lambda _, info: seen.append(float(info.fraction_unstable))  # noqa: E731
+    state = stable.run(problem, settings, state, execution=IN_TURN, on_step=note)
     assert float(jnp.exp(state.params)) == pytest.approx(reference_stiffness, rel=0.12)
     assert max(seen) > 0.5
     assert seen[-1] < 0.2 * max(seen)
