@@ -9,8 +9,7 @@ from pathlib import Path
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 # Whole runs are started again and again in tests: programs are compiled once for all processes of a session.
-OWN_CACHE = "" if "JAX_COMPILATION_CACHE_DIR" in os.environ else tempfile.mkdtemp(prefix="stablejax-tests-")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", OWN_CACHE)
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{tempfile.gettempdir()}/stablejax-tests-{os.getpid()}")
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +19,14 @@ import pytest
 from stablejax.potential import from_energy
 from stablejax.space import OPEN, Pairs
 
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
 
 def pytest_unconfigure():
     """The session that made the cache removes it, after its workers."""
-    if OWN_CACHE:
-        shutil.rmtree(OWN_CACHE, ignore_errors=True)
-
-
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+    folder = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+    if folder.name == f"stablejax-tests-{os.getpid()}":
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
