@@ -247,7 +247,7 @@ def advance(
     criterion: Criterion,
     prepared: Any,
     replica: Replica,
-    until_step: Int[Array, ""],
+    until_step: int | Int[Array, ""],
     *,
     freeze_above: float = 0.0,
 ) -> Replica:

@@ -22,7 +22,8 @@ class Autocorrelation(NamedTuple):
     num_effective: Float[Array, ""]  # all samples / g
 
 
-def autocorrelation(series: Float[Array, "trajectory time"]) -> Autocorrelation:
+# The shape of `series`, [trajectory, time], is checked inside, so the annotation leaves it open.
+def autocorrelation(series: Float[Array, "..."]) -> Autocorrelation:
     """Integrated autocorrelation time τ = Σ_{t>0} C(t)/C(0) of equally spaced samples of one quantity.
 
     The sum ends where Geyer's initial positive sequence does (Stat. Sci. 7, 473, 1992): at the first pair of lags with
