@@ -230,7 +230,7 @@ def checked_index(
     return given[:, None] if given.ndim == 1 else given
 
 
-def global_index(num_samples: int, axis_name: str | None) -> tuple[Int[Array, " sample"], Any]:
+def global_index(num_samples: int, axis_name: str | None) -> tuple[Int[Array, " sample"], int]:
     """Position of each sample among those of all devices, and how many there are."""
     local = jnp.arange(num_samples)
     if axis_name is None:

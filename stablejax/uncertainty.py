@@ -122,7 +122,7 @@ def cosine(first: Params, second: Params) -> Float[Array, ""]:
     return optax.tree.vdot(first, second) / jnp.where(norms == 0, 1, norms)
 
 
-def samples_needed(num_samples: int, signal_to_noise: Float[Array, ""], *, wanted: float) -> Float[Array, ""]:
+def samples_needed(num_samples: int, signal_to_noise: float | Float[Array, ""], *, wanted: float) -> Float[Array, ""]:
     """Samples after which the signal-to-noise ratio would be `wanted`, since noise falls as 1/√N.
 
     Args:
