@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 
 from stablejax.collective import like, mean_of_devices
-from stablejax.types import Array, Bool, Float, Int
+from stablejax.types import Array, Float, Int, Shaped
 
 
 class Ensemble(NamedTuple):
@@ -21,12 +21,7 @@ class Ensemble(NamedTuple):
     """
 
     weight: Float[Array, "sample neighborhood"]  # not normalized; 0: as if it were not there
-    segment: Int[
-        Array,
-        (
-            sample  # neighborhood
-        ),
-    ]
+    segment: Int[Array, "sample #neighborhood"]
 
 
 class Moments(NamedTuple):
@@ -52,13 +47,11 @@ class Segments(NamedTuple):
         return self.num_states * self.num_groups * self.num_halves
 
     def number(
-        self, state, group, half
-    ) -> Int[
-        Array,
-        (
-            sample  # neighborhood
-        ),
-    ]:
+        self,
+        state: Int[Array, "sample 1"],
+        group: Int[Array, "sample #neighborhood"],
+        half: Int[Array, "sample 1"],
+    ) -> Int[Array, "sample #neighborhood"]:
         """Of each sample, or of each of its neighborhoods."""
         return ((state * self.num_groups + group) * self.num_halves + half).astype(jnp.int32)
 
@@ -217,12 +210,7 @@ PARTNERS = {
 
 def checked_index(
     name: str, what: str, given: Any, number: int | None, shapes: tuple[tuple[int, ...], ...]
-) -> Int[
-    Array,
-    (
-        sample  # neighborhood
-    ),
-]:
+) -> Int[Array, "sample neighborhood"]:
     """Indices from 0 to `number` − 1 as [sample, 1] or [sample, neighborhood]; zeros where none are asked for."""
     if (number is not None) != (given is not None):
         raise ValueError(
@@ -242,7 +230,7 @@ def checked_index(
     return given[:, None] if given.ndim == 1 else given
 
 
-def global_index(num_samples: int, axis_name: str | None) -> tuple[Int[Array, " sample"], Any]:
+def global_index(num_samples: int, axis_name: str | None) -> tuple[Int[Array, " sample"], int]:
     """Position of each sample among those of all devices, and how many there are."""
     local = jnp.arange(num_samples)
     if axis_name is None:
@@ -250,7 +238,7 @@ def global_index(num_samples: int, axis_name: str | None) -> tuple[Int[Array, " 
     return local + num_samples * lax.axis_index(axis_name), num_samples * lax.axis_size(axis_name)
 
 
-def _per_sample(what: str, given: Bool[Array, ...] | Float[Array, ...], shape: tuple[int, int]):
+def _per_sample(what: str, given: Shaped[Array, "..."], shape: tuple[int, int]):
     if given.shape not in (shape[:1], shape):
         raise ValueError(f"{what} needs shape {shape[:1]}, got {given.shape}: one entry per sample.")
     return given.reshape(shape[0], -1).astype(jnp.result_type(float))

@@ -13,7 +13,7 @@ from stablejax.types import Array, Float
 
 
 def mean_of_devices(
-    weight: Float[Array, " state"], squares: Float[Array, " state"], mean: Any, residual: Any, *, axis_name: str
+    weight: Float[Array, " segment"], squares: Float[Array, " segment"], mean: Any, residual: Any, *, axis_name: str
 ) -> tuple[Any, Any, Any, Any]:
     """Moments of the samples of all devices from those of each, in one all-reduce.
 
@@ -23,7 +23,7 @@ def mean_of_devices(
     Args:
       weight: sum of the weights of a device's samples.
       squares: sum of their squares.
-      mean: pytree of [state, ...], the mean of a device; anything finite where it has no sample.
+      mean: pytree of [segment, ...], the mean of a device; anything finite where it has no sample.
       residual: what rounding left of `mean`.
       axis_name: mapped axis of the devices.
 

@@ -232,7 +232,7 @@ def _listed(integrator: Integrator, position: Position) -> NeighborList | None:
     return None if lists is None else lists.init(position)
 
 
-def frame_of(md: Any, energy: Float[Array, ""] | None = None) -> Frame:
+def frame_of(md: Any, energy: Float[Array, "*replica"] | None = None) -> Frame:
     """Position, velocity and force of a jax-md state, and the energy if it is given.
 
     Args:
@@ -247,7 +247,7 @@ def advance(
     criterion: Criterion,
     prepared: Any,
     replica: Replica,
-    until_step: Int[Array, ""],
+    until_step: int | Int[Array, ""],
     *,
     freeze_above: float = 0.0,
 ) -> Replica:

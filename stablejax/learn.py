@@ -215,7 +215,7 @@ def _samples(engine: Engine, settings: Learning, prepared, rewound: Replica, num
     return replicas, flat, trajectory.is_valid.reshape(-1)
 
 
-def _counted(problem: Problem, key: Key, samples: Frame, is_valid) -> Bool[Array, sample * neighborhood]:
+def _counted(problem: Problem, key: Key, samples: Frame, is_valid) -> Bool[Array, "sample *neighborhood"]:
     """Which samples count, [sample], or which of their neighborhoods, chosen from those of all devices (A.6)."""
     if problem.subsample is None:
         return is_valid

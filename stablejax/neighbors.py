@@ -79,7 +79,7 @@ def neighbor_lists(num_atoms: int, *, cutoff: float, skin: float, num_pairs: int
 
 
 def most_pairs(
-    position: Float[np.ndarray, "frame atom 3"],
+    position: Float[Array, "frame atom 3"],
     *,
     cutoff: float,
     skin: float,

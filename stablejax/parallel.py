@@ -134,6 +134,6 @@ def _run_apart(fn: Callable, width: int, many):
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), fn(first), fn(rest))
 
 
-def replica_mesh(devices: list | None = None) -> Mesh:
+def replica_mesh(devices: list[jax.Device] | None = None) -> Mesh:
     """All devices, or those given, in a row named `replica`."""
     return Mesh(np.array(devices if devices is not None else jax.devices()), (REPLICA_AXIS,))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from stablejax.boltzmann import Localized, localized, neighborhood_energies
+from stablejax.boltzmann import Localized, Parametric, localized, neighborhood_energies
 from stablejax.losses import Labeled, LabelErrors, energy_and_force_loss
 from stablejax.potential import Potential
 from stablejax.types import Array, Criterion, Float, Frame, Int, ObservableFn, Params
@@ -17,7 +17,7 @@ from stablejax.types import Array, Criterion, Float, Frame, Int, ObservableFn, P
 class Observables(NamedTuple):
     """What L_obs compares (Equation 4): means of observables over the simulation, and what they should be."""
 
-    fn: ObservableFn  # of a frame, a pytree; or `boltzmann.parametric`
+    fn: ObservableFn | Parametric  # of a frame, a pytree
     reference: Any  # a pytree like what `fn` gives; localized: without the axis of neighborhoods
     weight: Any  # w, a pytree of scalars with the structure of `reference`
 
@@ -82,14 +82,14 @@ def check_problem(problem: Problem) -> None:
             )
     if not isinstance(problem.kT, jax.core.Tracer) and not problem.kT > 0:
         raise ValueError(f"`Problem`: expected a positive `kT`, got {problem.kT}: pass k_B T in eV.")
-    if callable(problem.observables.fn):
-        _check_observables(problem)
+    if not isinstance(problem.observables.fn, Parametric):
+        _check_observables(problem, problem.observables.fn)
 
 
-def _check_observables(problem: Problem) -> None:
+def _check_observables(problem: Problem, observable_fn: ObservableFn) -> None:
     vectors: Any = jax.ShapeDtypeStruct((problem.potential.num_atoms, 3), jnp.result_type(float))
     scalar: Any = jax.ShapeDtypeStruct((), vectors.dtype)
-    found = jax.eval_shape(problem.observables.fn, Frame(vectors, vectors, vectors, scalar))
+    found = jax.eval_shape(observable_fn, Frame(vectors, vectors, vectors, scalar))
     first = 0 if problem.neighborhoods is None else 1
     shapes = [(path, leaf.shape[first:]) for path, leaf in jax.tree_util.tree_leaves_with_path(found)]
     reference = [

@@ -12,7 +12,10 @@ from stablejax.types import Array, Bool, Float
 
 
 def perturbation_weights(
-    energy: Float[Array, " sample"], sampled_energy: Float[Array, " sample"], *, kT: float | Float[Array, " sample"]
+    energy: Float[Array, " sample"],
+    sampled_energy: Float[Array, " sample"],
+    *,
+    kT: float | Float[Array, ""] | Float[Array, " sample"],
 ) -> Float[Array, " sample"]:
     """Weights w_i ∝ exp(−(U_θ(x_i) − U_θ₀(x_i))/k_B T) that make samples of θ₀ count as samples of θ.
 
@@ -66,9 +69,9 @@ def effective_sample_size(
 
 
 def sample_energies(
-    energy_fn: Callable[..., Float[Array, ""]], *, chunk_size: int | None = None
-) -> Callable[..., Float[Array, " sample"]]:
-    """`(*parameters, samples) -> U [sample]`, a chunk at a time.
+    energy_fn: Callable[..., Float[Array, "*neighborhood"]], *, chunk_size: int | None = None
+) -> Callable[..., Float[Array, "sample *neighborhood"]]:
+    """`(*parameters, samples) -> U [sample]`, or [sample, neighborhood], a chunk at a time.
 
     Args:
       energy_fn: `(*parameters, sample) -> U`.

@@ -40,14 +40,14 @@ class Space(NamedTuple):
         return self.cell is not None
 
     @property
-    def reach(self) -> Any:
+    def reach(self) -> float | Float[Array, ""]:
         """Distance up to which the nearest image is found and unique, Å: infinite in open boundaries."""
         if self.reduced is None:
             return np.inf
         return 0.5 / _norms(_inverse(self.reduced), axis=0).max()
 
     @property
-    def volume(self) -> Any:
+    def volume(self) -> float | Float[Array, ""]:
         """Of the cell, Å³: infinite in open boundaries."""
         if self.cell is None:
             return np.inf
@@ -126,7 +126,8 @@ OPEN = Space()
 """Open boundaries: no images."""
 
 
-def periodic(cell: Cell) -> Space:
+# The shape of `cell` is checked inside, so the annotation leaves it open: a caller without the hook is told by name.
+def periodic(cell: Float[Array, "..."]) -> Space:
     """A periodic cell of any shape.
 
     A cell that is known before the program runs is reduced to its shortest lattice vectors (Minkowski; Semaev 2001), so

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import stats
 
-from stablejax.types import Bool, Float
+from stablejax.types import Bool, Float, Int, Shaped
 
 CONFIDENCE = 0.95
 Kind = Literal["between", "at least", "at most", "unknown"]
@@ -50,7 +50,8 @@ class Ratio(NamedTuple):
     kind: Kind  # whether `value` is an estimate or a bound of it
 
 
-def survival(time: Float[np.ndarray, " replica"], is_unstable: Bool[np.ndarray, " replica"]) -> Survival:
+# Shapes of times and flags, [replica] both, are checked inside, so annotations leave them open.
+def survival(time: Float[np.ndarray, "..."], is_unstable: Bool[np.ndarray, "..."]) -> Survival:
     """Kaplan–Meier survival of replicas observed until they failed or the simulation ended.
 
     Where all stable replicas share one horizon, the number still stable is binomial and the band is exact (Clopper and
@@ -80,7 +81,7 @@ def survival(time: Float[np.ndarray, " replica"], is_unstable: Bool[np.ndarray, 
     return Survival(steps, stable, low, high)
 
 
-def median_first_passage(time: Float[np.ndarray, " replica"], is_unstable: Bool[np.ndarray, " replica"]) -> Median:
+def median_first_passage(time: Float[np.ndarray, "..."], is_unstable: Bool[np.ndarray, "..."]) -> Median:
     """Kaplan–Meier median, the first time with S ≤ ½, and the times at which the pointwise band contains ½.
 
     Where all stable replicas share one horizon these are order statistics (David and Nagaraja, Order Statistics, 7.1):
@@ -219,7 +220,7 @@ def describe_ratio(ratio: Ratio, *, unit: str = " times") -> str:
     return f"{value} ({f'{ratio.low:.1f} to' if ratio.low else 'up to'} {ratio.high:.1f})"
 
 
-def _exact_band(num_stable, num_replicas: int):
+def _exact_band(num_stable: Shaped[np.ndarray, " step"], num_replicas: int | Int[np.ndarray, " step"]):
     """Clopper–Pearson bounds of a binomial fraction."""
     tail = (1 - CONFIDENCE) / 2
     num_failed = num_replicas - num_stable

@@ -7,13 +7,14 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, PRNGKeyArray, Shaped
 
 Array = jax.Array | np.ndarray
 """What NumPy functions take and give: constants of a system may stay on the host."""
 Params = Any
 """A pytree of floating-point arrays."""
-Key = jax.Array
+Key = PRNGKeyArray
+"""One key, of the new style or the old."""
 Position = Float[Array, "atom 3"]
 Positions = Float[Array, "sample atom 3"]
 Species = Int[Array, " atom"]

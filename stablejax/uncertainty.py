@@ -22,7 +22,8 @@ class Autocorrelation(NamedTuple):
     num_effective: Float[Array, ""]  # all samples / g
 
 
-def autocorrelation(series: Float[Array, "trajectory time"]) -> Autocorrelation:
+# The shape of `series`, [trajectory, time], is checked inside, so the annotation leaves it open.
+def autocorrelation(series: Float[Array, "..."]) -> Autocorrelation:
     """Integrated autocorrelation time τ = Σ_{t>0} C(t)/C(0) of equally spaced samples of one quantity.
 
     The sum ends where Geyer's initial positive sequence does (Stat. Sci. 7, 473, 1992): at the first pair of lags with
@@ -121,7 +122,7 @@ def cosine(first: Params, second: Params) -> Float[Array, ""]:
     return optax.tree.vdot(first, second) / jnp.where(norms == 0, 1, norms)
 
 
-def samples_needed(num_samples: int, signal_to_noise: Float[Array, ""], *, wanted: float) -> Float[Array, ""]:
+def samples_needed(num_samples: int, signal_to_noise: float | Float[Array, ""], *, wanted: float) -> Float[Array, ""]:
     """Samples after which the signal-to-noise ratio would be `wanted`, since noise falls as 1/√N.
 
     Args:

@@ -11,14 +11,18 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tiny
 from jax.flatten_util import ravel_pytree
 from jax.sharding import PartitionSpec
+from jaxtyping import install_import_hook
 
-from experiments import systems
-from stablejax import boltzmann, dynamics, losses, parallel
-from stablejax.parallel import REPLICA_AXIS
-from stablejax.types import Frame
+# As in any test run: annotations are checked.
+with install_import_hook("stablejax", "beartype.beartype"):
+    import tiny
+
+    from experiments import systems
+    from stablejax import boltzmann, dynamics, losses, parallel
+    from stablejax.parallel import REPLICA_AXIS
+    from stablejax.types import Frame
 
 NUM_STEPS = 20
 NUM_DRAWS = 4

@@ -9,26 +9,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import install_import_hook
 
-from stablejax import (
-    Labeled,
-    Learning,
-    Observables,
-    Optimization,
-    Problem,
-    Simulation,
-    from_atom_energies,
-    langevin,
-    neighborhoods,
-    parallel,
-    periodic,
-    stable,
-    units,
-)
-from stablejax.learn import _counted
-from stablejax.observables import structure
-from stablejax.problem import Subsample
-from stablejax.space import Pairs
+# As in any test run: annotations are checked.
+with install_import_hook("stablejax", "beartype.beartype"):
+    from stablejax import (
+        Labeled,
+        Learning,
+        Observables,
+        Optimization,
+        Problem,
+        Simulation,
+        from_atom_energies,
+        langevin,
+        neighborhoods,
+        parallel,
+        periodic,
+        stable,
+        units,
+    )
+    from stablejax.learn import _counted
+    from stablejax.observables import structure
+    from stablejax.problem import Subsample
+    from stablejax.space import Pairs
 
 NUM, BOX, RATE = 6, 12.0, 1e-3
 MOLECULE = np.repeat(np.arange(NUM), 2)

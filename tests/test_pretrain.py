@@ -87,4 +87,4 @@ def test_units_are_those_of_physics():
     assert units.PICOSECOND == 1000 * units.FEMTOSECOND
     assert units.thermal_energy(500.0) == pytest.approx(0.0430867, rel=1e-5)
     with pytest.raises(ValueError, match="`temperature_K` must be positive, got 0"):
-        units.thermal_energy(0)
+        units.thermal_energy(0.0)

@@ -9,13 +9,13 @@ import optax
 import pytest
 
 from stablejax import boltzmann_value_and_grad, updates
-from stablejax.losses import LabelErrors
+from stablejax.losses import Labeled, LabelErrors
 from stablejax.reweighting import effective_sample_size, perturbation_weights
 from stablejax.updates import Gradients, Reuse, make_updates, weighted_sum
 
 KT = 0.7
 MASK = np.arange(60) % 6 != 0
-NO_FRAMES = None
+NO_FRAMES = Labeled(np.zeros((0, 2, 3)), np.zeros(0), np.zeros((0, 2, 3)))
 
 
 def energy(k, position):

@@ -71,7 +71,7 @@ def mean_squared_displacement(
 
 
 def diffusivity_of_displacement(
-    msd: Float[np.ndarray, "*batch lag"], *, spacing: float, first: float, last: float
+    msd: Float[Array, "*batch lag"], *, spacing: float, first: float, last: float
 ) -> Float[np.ndarray, "*batch"]:
     """Self-diffusion coefficient D (A.4) from the slope of the mean squared displacement, 6 D t, after the first steps.
 
@@ -95,12 +95,10 @@ def diffusivity_of_displacement(
             f"{msd.shape[-1]} with a spacing of {spacing:g}: take more lags."
         )
     centered = time[is_fitted] - time[is_fitted].mean()
-    return np.asarray(msd)[..., is_fitted] @ centered / np.sum(centered**2) / 6
+    return np.asarray(np.asarray(msd)[..., is_fitted] @ centered / np.sum(centered**2) / 6)
 
 
-def diffusivity_of_velocity(
-    correlation: Float[np.ndarray, "*batch lag"], *, spacing: float
-) -> Float[np.ndarray, "*batch"]:
+def diffusivity_of_velocity(correlation: Float[Array, "*batch lag"], *, spacing: float) -> Float[np.ndarray, "*batch"]:
     """Self-diffusion coefficient by Green–Kubo, D = ⅓ ∫ ⟨v(0) · v(t)⟩ dt over all lags by the trapezoidal rule.
 
     Lags have to be dense enough for the fastest motion, so centers of molecules suit better than atoms.
@@ -109,7 +107,7 @@ def diffusivity_of_velocity(
       correlation: see `velocity_correlation`.
       spacing: time between lags.
     """
-    return np.trapezoid(np.asarray(correlation), dx=spacing, axis=-1) / 3
+    return np.asarray(np.trapezoid(np.asarray(correlation), dx=spacing, axis=-1) / 3)
 
 
 def molecule_centers(
