@@ -76,6 +76,13 @@ class LearnState(NamedTuple):
     num_rounds: Int[Array, ""]  # times t that the next epoch simulates
 
 
+class Endpoints(NamedTuple):
+    """Where an epoch left the replicas, and where each would be rewound to."""
+
+    replicas: Replica
+    checkpoint: Replica
+
+
 class LearnInfo(NamedTuple):
     """What an epoch saw, before its update."""
 
@@ -89,20 +96,14 @@ class LearnInfo(NamedTuple):
     signal_to_noise: Float[Array, ""]  # of ∇L_obs; NaN where it is not estimated
     rate_scale: Float[Array, ""]  # factor on the learning rate
     ends_cycle: Bool[Array, ""]
-
-
-class Endpoints(NamedTuple):
-    """Where an epoch left the replicas, and where each would be rewound to."""
-
-    replicas: Replica
-    checkpoint: Replica
+    endpoints: Endpoints | None  # what the next cycle begins with; None after `stable_training` has used them
 
 
 class LearnPhase(NamedTuple):
-    """`init(params) -> state` and `step(state, rewound, frames, key, *, num_rounds=1) -> (state, info, endpoints)`."""
+    """`init(params) -> state` and `step(state, rewound, frames, key, *, num_rounds=1) -> (state, info)`."""
 
     init: Callable[[Params], LearnState]
-    step: Callable[..., tuple[LearnState, LearnInfo, Endpoints]]
+    step: Callable[..., tuple[LearnState, LearnInfo]]
     begin: Callable[[LearnState], LearnState]  # a phase: the plateau afresh, the optimizer's state as it is
 
 
@@ -134,7 +135,7 @@ def learn_phase(problem: Problem, engine: Engine, settings: Learning) -> LearnPh
 
     def step(
         state: LearnState, rewound: Replica, frames: Labeled, key: Key, *, num_rounds: int = 1
-    ) -> tuple[LearnState, LearnInfo, Endpoints]:
+    ) -> tuple[LearnState, LearnInfo]:
         params = state.updates.params
         prepared = engine.prepare(params)
         replicas, samples, is_valid = _samples(engine, settings, prepared, rewound, num_rounds)
@@ -155,10 +156,10 @@ def learn_phase(problem: Problem, engine: Engine, settings: Learning) -> LearnPh
             signal_to_noise=ratio,
             rate_scale=rate_scale,
             ends_cycle=_ends(settings, fraction, plateau_state.scale, state.epoch + 1),
+            endpoints=Endpoints(replicas, _checkpoint(engine, prepared, rewound, replicas, num_rounds)),
         )
-        endpoints = Endpoints(replicas, _checkpoint(engine, prepared, rewound, replicas, num_rounds))
         rounds = _next_rounds(settings.noise, ratio, num_rounds)
-        return LearnState(updated, plateau_state, state.epoch + 1, rounds), info, endpoints
+        return LearnState(updated, plateau_state, state.epoch + 1, rounds), info
 
     return LearnPhase(init, step, begin)
 

@@ -89,12 +89,12 @@ def stable_training(problem: Problem, settings: Settings, *, execution: Executio
 
     def learn(state: StableState, frames: Labeled, *, num_rounds: int = 1) -> tuple[StableState, LearnInfo]:
         key = jax.random.fold_in(state.key, state.num_calls)
-        learned, info, ends = learning.step(
-            state.learning, state.simulation.rewound, frames, key, num_rounds=num_rounds
-        )
+        learned, info = learning.step(state.learning, state.simulation.rewound, frames, key, num_rounds=num_rounds)
+        assert info.endpoints is not None
         moved = state._replace(learning=learned, num_calls=state.num_calls + 1)
-        following = _next_cycle(moved._replace(learning=learning.begin(learned)), ends, settings.num_cycles)
-        return jax.tree.map(lambda a, b: jnp.where(info.ends_cycle, a, b), following, moved), info
+        following = _next_cycle(moved._replace(learning=learning.begin(learned)), info.endpoints, settings.num_cycles)
+        chosen = jax.tree.map(lambda a, b: jnp.where(info.ends_cycle, a, b), following, moved)
+        return chosen, info._replace(endpoints=None)
 
     return StableTraining(init, simulate, learn)
 

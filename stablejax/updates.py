@@ -102,7 +102,8 @@ def make_updates(
       reuse: further updates from the same samples. None: one update, as in the paper.
 
     Returns:
-      `init` and `step`, with `samples` a pytree [sample, ...], `mask` [sample] and `rate_scale` a factor on the update.
+      `init` and `step`, with `samples` a pytree [sample, ...], `mask` [sample] or [sample, neighborhood], and
+      `rate_scale` a factor on the update.
       A gradient or an update that is not finite changes nothing.
     """
 
@@ -121,9 +122,10 @@ def make_updates(
         return gradients.observable(params, samples, mask, weight), gradients.qm(params, frames)
 
     def reused(moving: _Moving, reuse: Reuse, sampled_energy, rate_scale, samples, mask, frames) -> _Moving:
+        is_counted = mask if mask.ndim == 1 else jnp.any(mask, axis=1)
         energy = reuse.energies_fn(moving.state.params, samples)
-        weight = perturbation_weights(jnp.where(mask, energy, jnp.inf), sampled_energy, kT=reuse.kT)
-        fraction = effective_sample_size(weight) / jnp.sum(mask)
+        weight = perturbation_weights(jnp.where(is_counted, energy, jnp.inf), sampled_energy, kT=reuse.kT)
+        fraction = effective_sample_size(weight) / jnp.sum(is_counted)
 
         def again():
             seen = all_gradients(moving.state.params, samples, mask, weight, frames)

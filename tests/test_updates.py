@@ -86,6 +86,22 @@ def test_reuse_stops_where_the_samples_are_worth_too_little():
     assert float(many) == pytest.approx(float(expected), rel=1e-4)
 
 
+def test_masks_of_neighborhoods_are_reused_by_sample():
+    """A sample counts where any of its neighborhoods does; weights are those of the energy of the whole sample."""
+    made = make(optax.sgd(0.5), max_updates=3, min_effective_fraction=0.1)
+    expected, plain = jax.jit(made.step)(made.init(jnp.float32(1.3)), jnp.float32(1), samples(), MASK, NO_FRAMES)
+
+    def observable(k, position, mask, weight):
+        assert mask.shape == (60, 2)
+        return observable_grad(k, position, jnp.any(mask, axis=1), weight)
+
+    made = make(optax.sgd(0.5), observable=observable, max_updates=3, min_effective_fraction=0.1)
+    mask = np.stack([MASK, np.zeros(60, bool)], axis=1)
+    found, info = jax.jit(made.step)(made.init(jnp.float32(1.3)), jnp.float32(1), samples(), mask, NO_FRAMES)
+    assert float(found.params) == pytest.approx(float(expected.params), rel=1e-6)
+    assert float(info.effective_fraction) == pytest.approx(float(plain.effective_fraction), rel=1e-6)
+
+
 def test_without_reuse_it_is_one_step_and_says_what_it_saw():
     k, info = step(0.5)
     expected, _ = by_hand(0.5, 1)
