@@ -83,7 +83,7 @@ def make_criterion(name: str, facts: Topology, *, threshold: float) -> Criterion
     return _of_name("make_criterion", name, CRITERIA)(facts, threshold)
 
 
-def make_model(name: str, data: ModelData, sizes: Mapping[str, float]) -> nn.Module:
+def make_model(name: str, data: ModelData, sizes: Mapping[str, int | float]) -> nn.Module:
     """The model of that name and sizes, for data.
 
     Args:

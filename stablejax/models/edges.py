@@ -19,7 +19,7 @@ MAX_TILE = 64
 
 def spherical_harmonics(
     vector: Float[Array, "pair 3"], *, max_degree: int, normalization: str
-) -> list[Float[Array, "pair m"]]:
+) -> list[Float[Array, "pair _"]]:
     """Real spherical harmonics of the direction, of each degree from 0; those of degree 1 are in the order x, y, z.
 
     Args:

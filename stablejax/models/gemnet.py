@@ -46,7 +46,7 @@ class GemNetT(nn.Module):
     num_species: int = 83  # rows of the embedding, from hydrogen on
     # Factors of the radial products of all blocks, then of triplet sums, atom updates and outputs, of which the first
     # comes before the blocks. None: 1. See `fit_scales`.
-    scales: tuple[float, ...] | None = None
+    scales: tuple[float | Float[Array, ""], ...] | None = None
 
     @property
     def elements(self) -> range:
