@@ -1,6 +1,8 @@
 # What `stablejax` offers, each name once: `__init__.py` loads it from here when it is asked for.
 from . import boltzmann as boltzmann
 from . import dynamics as dynamics
+from . import energy_functions as energy_functions
+from . import forms as forms
 from . import learn as learn
 from . import losses as losses
 from . import metrics as metrics
@@ -31,6 +33,8 @@ from .boltzmann import expectation as expectation
 from .boltzmann import localized as localized
 from .dynamics import langevin as langevin
 from .dynamics import nose_hoover as nose_hoover
+from .energy_functions import from_atom_energies as from_atom_energies
+from .energy_functions import from_energy as from_energy
 from .learn import Learning as Learning
 from .learn import Optimization as Optimization
 from .losses import Labeled as Labeled
@@ -41,8 +45,6 @@ from .models.nequip import NequIP as NequIP
 from .models.schnet import SchNet as SchNet
 from .potential import Potential as Potential
 from .potential import bind as bind
-from .potential import from_atom_energies as from_atom_energies
-from .potential import from_energy as from_energy
 from .pretrain import pretraining as pretraining
 from .problem import Observables as Observables
 from .problem import Problem as Problem

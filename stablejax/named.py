@@ -1,12 +1,17 @@
-"""Observables and criteria by name, for configs: each made from the topology of a system. One line adds another."""
+"""Observables, criteria and models by name, for configs: made from what is known of a system. One line adds another."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from flax import linen as nn
+
 from stablejax import stability, topology
+from stablejax.models import gemnet, nequip, schnet
+from stablejax.models.protocol import ModelData
 from stablejax.observables import structure
 from stablejax.space import Pairs, all_pairs
 from stablejax.topology import Topology
@@ -43,6 +48,13 @@ CRITERIA: dict[str, Callable[[Topology, float], Criterion]] = {
 }
 """name -> (topology, threshold in the criterion's unit) -> criterion."""
 
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "schnet": schnet.from_sizes,
+    "nequip": nequip.from_sizes,
+    "gemnet": gemnet.from_sizes,
+}
+"""name -> (data, sizes by keyword) -> model; see `models.protocol.Model`."""
+
 
 def make_observable(name: str, facts: Topology) -> ObservableFn:
     """The observable of that name.
@@ -69,6 +81,26 @@ def make_criterion(name: str, facts: Topology, *, threshold: float) -> Criterion
       ValueError: there is none of that name.
     """
     return _of_name("make_criterion", name, CRITERIA)(facts, threshold)
+
+
+def make_model(name: str, data: ModelData, sizes: Mapping[str, int | float]) -> nn.Module:
+    """The model of that name and sizes, for data.
+
+    Args:
+      name: one of `MODELS`.
+      data: that it is made for.
+      sizes: by the keywords of its entry.
+
+    Raises:
+      ValueError: there is none of that name, or it has other sizes.
+    """
+    make = _of_name("make_model", name, MODELS)
+    keywords = [p.name for p in inspect.signature(make).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    if set(sizes) != set(keywords):
+        raise ValueError(
+            f"`make_model`: expected {_listed(keywords)} for {name}, got {_listed(sizes)}: give each of these sizes."
+        )
+    return make(data, **sizes)
 
 
 def _of_name(caller: str, name: str, known: dict[str, Any]) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,11 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
-from stablejax import tabulate
+from stablejax.models import protocol, tabulated
+from stablejax.models.protocol import RadialFilters
 from stablejax.neighbors import NeighborList, NeighborLists, neighbor_lists
-from stablejax.space import OPEN, Pairs, Space, all_pairs, safe_norm
-from stablejax.types import Array, EnergyFn, Float, Int, Key, Params, Position, Species
+from stablejax.space import OPEN, Pairs, Space, all_pairs
+from stablejax.types import Array, EnergyFn, Float, Key, Params, Position, Shaped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,57 +44,57 @@ class Potential:
     skin: float | None = None  # of the lists, Å
     tabulated: Callable[[int], tuple[Callable, Callable]] | None = None  # intervals -> (prepare, evaluate)
 
-    def energy(self, params: Params, position: Position, pairs: Pairs | None = None) -> Float[Array, ""]:
+    def energy(self, params: Params, position: Float[Array, "..."], pairs: Pairs | None = None) -> Float[Array, ""]:
         """Potential energy, eV, relative to `offset`. Differentiable in parameters and position.
 
         Args:
           params: θ.
-          position: Å.
+          position: of one frame, [atom, 3] Å.
           pairs: those that may be within the cutoff, padded or not. None: the potential finds them.
 
         Raises:
           ValueError: positions of another shape.
         """
-        return jnp.sum(self._of_frame(params, position, pairs))
+        return jnp.sum(_of_frame(self, params, position, pairs))
 
-    def atom_energies(self, params: Params, position: Position, pairs: Pairs | None = None) -> Float[Array, " atom"]:
+    def atom_energies(
+        self, params: Params, position: Float[Array, "..."], pairs: Pairs | None = None
+    ) -> Float[Array, " atom"]:
         """Energy of each atom, eV: they sum to `energy`.
 
         Args:
           params: θ.
-          position: Å.
+          position: of one frame, [atom, 3] Å.
           pairs: see `energy`.
 
         Raises:
           ValueError: positions of another shape; the potential was made from a total energy.
         """
-        if not self.has_atom_energies:
-            raise ValueError(
-                "`Potential.atom_energies`: expected a potential with energies of atoms, got one made from a total "
-                "energy: use `from_atom_energies`, or the global estimator, which needs the total only."
-            )
-        return self._of_frame(params, position, pairs)
+        _check_has_atom_energies(self)
+        return _of_frame(self, params, position, pairs)
 
-    def energy_and_forces(self, params: Params, position: Position) -> tuple[Float[Array, ""], Float[Array, "atom 3"]]:
+    def energy_and_forces(
+        self, params: Params, position: Float[Array, "..."]
+    ) -> tuple[Float[Array, ""], Float[Array, "atom 3"]]:
         """Energy, eV, and forces −∂U/∂position, eV/Å.
 
         Args:
           params: θ.
-          position: Å.
+          position: of one frame, [atom, 3] Å.
         """
         return energy_and_forces(self.energy)(params, position)
 
-    def forces(self, params: Params, position: Position) -> Float[Array, "atom 3"]:
+    def forces(self, params: Params, position: Float[Array, "..."]) -> Float[Array, "atom 3"]:
         """−∂U/∂position, eV/Å.
 
         Args:
           params: θ.
-          position: Å.
+          position: of one frame, [atom, 3] Å.
         """
         return self.energy_and_forces(params, position)[1]
 
     def prepared_energy(
-        self, prepared: Any, position: Position, listed: NeighborList | None = None
+        self, prepared: Any, position: Float[Array, "..."], listed: NeighborList | None = None
     ) -> Float[Array, ""]:
         """Potential energy, eV, as molecular dynamics evaluates it. Differentiable.
 
@@ -101,26 +102,19 @@ class Potential:
 
         Args:
           prepared: what `prepare` gave for the parameters.
-          position: Å.
+          position: of one frame, [atom, 3] Å.
           listed: from `lists`, where the potential has any.
 
         Raises:
           ValueError: a list is missing, or given to a potential without lists; positions of another shape.
         """
-        if (self.lists is None) != (listed is None):
-            expected, advice = (
-                ("no neighbor list", "leave it out, or use `with_lists`")
-                if self.lists is None
-                else ("a neighbor list", "pass `potential.lists.init(position)`")
-            )
-            raise ValueError(
-                f"`Potential.prepared_energy`: expected {expected}, got {type(listed).__name__}: {advice}."
-            )
-        if listed is None or self.lists is None:
-            return jnp.sum(self._checked(prepared, position, None))
+        position = _one_frame(self.num_atoms, position)
+        if self.lists is None or listed is None:
+            _check_unlisted(self.lists, listed)
+            return jnp.sum(self.evaluate(prepared, position, None))
         is_whole = self.lists.covers(listed, position) & ~listed.did_overflow
         # As a factor, so that forces are not a number either.
-        return jnp.sum(self._checked(prepared, position, listed.pairs)) * jnp.where(is_whole, 1.0, jnp.nan)
+        return jnp.sum(self.evaluate(prepared, position, listed.pairs)) * jnp.where(is_whole, 1.0, jnp.nan)
 
     def fast(self, num_intervals: int = 1024) -> Potential:
         """The same potential with its radial networks read from tables, made once per set of parameters.
@@ -140,15 +134,6 @@ class Potential:
     def with_lists(self, *, skin: float, num_pairs: int) -> Potential:
         """The same potential over the pairs of neighbor lists, which pays where most pairs are beyond the cutoff.
 
-        >>> import jax, numpy as np
-        >>> from stablejax import SchNet, bind, periodic
-        >>> model, species = SchNet(num_blocks=1, cutoff=4.5), np.tile([8, 1, 1], 27)
-        >>> potential = bind(model, species, space=periodic(10.0 * np.eye(3)))
-        >>> listed = potential.with_lists(skin=0.5, num_pairs=2500)
-        >>> params, position = potential.init(jax.random.key(0)), 10 * jax.random.uniform(jax.random.key(1), (81, 3))
-        >>> bool(abs(listed.energy(params, position) - potential.energy(params, position)) < 1e-3)
-        True
-
         Args:
           skin: Å; see `neighbors.neighbor_lists`.
           num_pairs: capacity; see `neighbors.most_pairs`.
@@ -156,95 +141,29 @@ class Potential:
         Raises:
           ValueError: the cutoff is not known, or the potential takes no pairs; the cell is too small for cutoff + skin.
         """
-        if self.cutoff is None or not self.takes_pairs:
-            raise ValueError(
-                "`Potential.with_lists`: expected a potential of pairs with a cutoff, got one without: make it by "
-                "`from_atom_energies`."
-            )
-        lists = neighbor_lists(self.num_atoms, cutoff=self.cutoff, skin=skin, num_pairs=num_pairs, space=self.space)
+        cutoff = _cutoff_of_pairs(self)
+        lists = neighbor_lists(self.num_atoms, cutoff=cutoff, skin=skin, num_pairs=num_pairs, space=self.space)
         return replace(self, lists=lists, skin=skin)
-
-    def with_longer_lists(self, factor: float = 2.0) -> Potential:
-        """The same with more capacity in its lists, all pairs at the most.
-
-        Args:
-          factor: on the capacity.
-
-        Raises:
-          ValueError: there are no lists.
-        """
-        if self.lists is None or self.skin is None:
-            raise ValueError("`Potential.with_longer_lists`: expected a potential with lists: use `with_lists` first.")
-        most = self.num_atoms * (self.num_atoms - 1) // 2
-        return self.with_lists(skin=self.skin, num_pairs=min(int(factor * self.lists.num_pairs), most))
-
-    def trainable(self, params: Params, is_trainable: Callable[[str], bool]) -> tuple[Potential, Params]:
-        """The potential as a function of some of its parameters; the others keep their values.
-
-        Args:
-          params: all parameters.
-          is_trainable: of the path of a leaf, as `params/readout_out/kernel`.
-
-        Returns:
-          The potential and its parameters: those given, with None for each leaf that is held fixed.
-
-        Raises:
-          ValueError: no leaf is trainable.
-        """
-        paths, structure = jax.tree_util.tree_flatten_with_path(params)
-        names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
-        leaves = [leaf if is_trainable(name) else None for name, (_, leaf) in zip(names, paths, strict=True)]
-        if all(leaf is None for leaf in leaves):
-            raise ValueError(
-                f"`Potential.trainable`: expected at least one trainable leaf, got none of {', '.join(names[:4])}, …: "
-                "check `is_trainable`."
-            )
-        subset = jax.tree.unflatten(structure, leaves)
-
-        def merged(chosen):
-            return jax.tree.map(lambda c, p: p if c is None else c, chosen, params, is_leaf=lambda x: x is None)
-
-        def tabulated(num_intervals):
-            prepare, evaluate = self.tabulated(num_intervals)
-            return lambda chosen: prepare(merged(chosen)), evaluate
-
-        part = replace(
-            self,
-            init=lambda _: subset,
-            prepare=lambda chosen: self.prepare(merged(chosen)),
-            tabulated=None if self.tabulated is None else tabulated,
-        )
-        return part, subset
-
-    def _of_frame(self, params, position, pairs):
-        """Of a frame that comes alone, for which any list is made anew."""
-        if pairs is not None or self.lists is None:
-            return self._checked(self.prepare(params), position, pairs)
-        listed = self.lists.init(lax.stop_gradient(self._shaped(position)))
-        energies = self._checked(self.prepare(params), position, listed.pairs)
-        return energies * jnp.where(listed.did_overflow, jnp.nan, 1.0).astype(energies.dtype)
-
-    def _checked(self, prepared, position, pairs):
-        return self.evaluate(prepared, self._shaped(position), pairs)
-
-    def _shaped(self, position):
-        if jnp.shape(position) != (self.num_atoms, 3):
-            raise ValueError(
-                f"`Potential`: expected positions of one frame, ({self.num_atoms}, 3), got {jnp.shape(position)}: pass "
-                "the frames of this system, and several of them by `jax.vmap`."
-            )
-        return position
 
 
 def bind(
     model: nn.Module,
-    species: Species,
+    species: Shaped[Array, "..."],
     *,
     space: Space = OPEN,
     scale: float | Float[np.ndarray, " atom"] = 1.0,
     offset: float = 0.0,
 ) -> Potential:
     """A model for one system.
+
+    >>> import jax, numpy as np
+    >>> from stablejax import SchNet, periodic
+    >>> model, species = SchNet(num_blocks=1, cutoff=4.5), np.tile([8, 1, 1], 27)
+    >>> potential = bind(model, species, space=periodic(10.0 * np.eye(3)))
+    >>> listed = potential.with_lists(skin=0.5, num_pairs=2500)
+    >>> params, position = potential.init(jax.random.key(0)), 10 * jax.random.uniform(jax.random.key(1), (81, 3))
+    >>> bool(abs(listed.energy(params, position) - potential.energy(params, position)) < 1e-3)
+    True
 
     Args:
       model: see `models.protocol.Model`; with radial filters (`models.protocol.RadialFilters`) it has a `fast` form.
@@ -255,106 +174,39 @@ def bind(
         not fit into float32.
 
     Raises:
-      ValueError: species are not integers in a row, or not known to the model; the cell is too small for the cutoff.
+      ValueError: the model lacks something; species are not integers in a row, or not known to the model; the cell is
+        too small for the cutoff.
     """
-    species = _known_species(model, species)
-    space.check_reach("bind", model.cutoff)
-    every_pair, scale = all_pairs(len(species)), np.asarray(scale)
+    known = protocol.check_model(model)
+    of_atom = protocol.check_species(known, species)
+    space.check_reach("bind", known.cutoff)
+    every_pair, factor = all_pairs(len(of_atom)), np.asarray(scale)
 
     def init(key: Key) -> Params:
-        return model.init(key, species, every_pair, jnp.ones((len(every_pair.first), 3)))
+        return known.init(key, of_atom, every_pair, jnp.ones((len(every_pair.first), 3)))
 
-    def evaluate(params, position, pairs):
-        pairs = every_pair if pairs is None else pairs
-        energies = _apply(model)(params, species, pairs, space.vectors(position, pairs))
-        return energies * scale.astype(energies.dtype)
+    def on_frames(atom_energies_fn):
+        def evaluate(prepared, position, pairs):
+            pairs = every_pair if pairs is None else pairs
+            energies = atom_energies_fn(prepared, pairs, space.vectors(position, pairs))
+            return energies * factor.astype(energies.dtype)
 
-    def tabulated(num_intervals: int):
-        return _tabulated(model, species, every_pair, space, scale, num_intervals)
+        return evaluate
+
+    def from_tables(num_intervals: int):
+        assert isinstance(known, RadialFilters)
+        prepare, atom_energies_fn = tabulated.tabulated(known, of_atom, num_intervals=num_intervals)
+        return prepare, on_frames(atom_energies_fn)
 
     return Potential(
-        num_atoms=len(species),
+        num_atoms=len(of_atom),
         init=init,
         prepare=lambda params: params,
-        evaluate=evaluate,
+        evaluate=on_frames(lambda params, pairs, vector: known.apply(params, of_atom, pairs, vector)),
         space=space,
-        cutoff=model.cutoff,
+        cutoff=known.cutoff,
         offset=float(offset),
-        tabulated=tabulated if hasattr(model, "energies_from_filters") else None,
-    )
-
-
-def from_energy(
-    energy_fn: EnergyFn,
-    *,
-    num_atoms: int,
-    space: Space = OPEN,
-    init: Callable[[Key], Params] | None = None,
-    offset: float = 0.0,
-) -> Potential:
-    """A potential from any JAX function of parameters and positions. The global estimator needs no more.
-
-    >>> import jax, jax.numpy as jnp
-    >>> well = from_energy(lambda k, x: 0.5 * k * jnp.sum(x**2), num_atoms=1)
-    >>> print(well.forces(2.0, jnp.array([[1.0, 0.0, 0.5]])))
-    [[-2. -0. -1.]]
-
-    Args:
-      energy_fn: `(params, position) -> eV`, with the boundaries of `space`.
-      num_atoms: of the system.
-      space: what the function takes for its boundaries; thermostats count the degrees of freedom by it.
-      init: `key -> params`. None: parameters come from elsewhere.
-      offset: see `bind`.
-    """
-    return Potential(
-        num_atoms=num_atoms,
-        init=init or _no_init,
-        prepare=lambda params: params,
-        evaluate=lambda params, position, _: energy_fn(params, position),
-        has_atom_energies=False,
-        takes_pairs=False,
-        space=space,
-        offset=float(offset),
-    )
-
-
-def from_atom_energies(
-    atom_energies_fn: Callable[[Params, Position, Pairs], Float[Array, " atom"]],
-    *,
-    num_atoms: int,
-    cutoff: float,
-    space: Space = OPEN,
-    init: Callable[[Key], Params] | None = None,
-    offset: float = 0.0,
-) -> Potential:
-    """A potential from any JAX function that gives energies of atoms, as the localized estimator needs.
-
-    Args:
-      atom_energies_fn: `(params, position, pairs) -> [atom]`, eV. It takes distances by `space`, and gives nothing for
-        pairs beyond the cutoff or in padding.
-      num_atoms: of the system.
-      cutoff: Å.
-      space: in which the function takes distances.
-      init: `key -> params`. None: parameters come from elsewhere.
-      offset: see `bind`.
-
-    Raises:
-      ValueError: the cell is too small for the cutoff.
-    """
-    space.check_reach("from_atom_energies", cutoff)
-    every_pair = all_pairs(num_atoms)
-
-    def evaluate(params, position, pairs):
-        return atom_energies_fn(params, position, every_pair if pairs is None else pairs)
-
-    return Potential(
-        num_atoms=num_atoms,
-        init=init or _no_init,
-        prepare=lambda params: params,
-        evaluate=evaluate,
-        space=space,
-        cutoff=float(cutoff),
-        offset=float(offset),
+        tabulated=from_tables if isinstance(known, RadialFilters) else None,
     )
 
 
@@ -370,50 +222,51 @@ def energy_and_forces(
     return energy_and_forces_fn
 
 
-def _tabulated(model, species, every_pair: Pairs, space: Space, scale, num_intervals: int):
-    """`prepare` and `evaluate` with the radial filters of all blocks in one table."""
-
-    def filters(params: Params, distance) -> Any:
-        return _apply(model)(params, distance, method="filters")
-
-    def prepare(params: Params):
-        of_all = lambda distance: jnp.concatenate(filters(params, distance), axis=1)  # noqa: E731
-        return params, tabulate.radial_table(of_all, cutoff=model.cutoff, num_intervals=num_intervals)
-
-    def evaluate(prepared, position, pairs):
-        params, table = prepared
-        pairs = every_pair if pairs is None else pairs
-        vector = space.vectors(position, pairs)
-        values = tabulate.evaluate(table, safe_norm(vector))
-        sizes = [one.shape[1] for one in jax.eval_shape(filters, params, vector[:, 0])]
-        split = jnp.split(values, np.cumsum(sizes)[:-1], axis=1)
-        energies = _apply(model)(params, species, pairs, vector, split, method="energies_from_filters")
-        return energies * scale.astype(energies.dtype)
-
-    return prepare, evaluate
+def _of_frame(potential: Potential, params: Params, position: Float[Array, "..."], pairs: Pairs | None):
+    """What the potential gives for a frame that comes alone, for which any list is made anew."""
+    position = _one_frame(potential.num_atoms, position)
+    if pairs is not None or potential.lists is None:
+        return potential.evaluate(potential.prepare(params), position, pairs)
+    listed = potential.lists.init(lax.stop_gradient(position))
+    energies = potential.evaluate(potential.prepare(params), position, listed.pairs)
+    return energies * jnp.where(listed.did_overflow, jnp.nan, 1.0).astype(energies.dtype)
 
 
-def _apply(model: nn.Module) -> Callable[..., Array]:
-    # Without mutable collections `apply` gives what the method gives.
-    return cast(Callable[..., Array], model.apply)
-
-
-def _no_init(_: Key) -> Params:
-    raise ValueError(
-        "`Potential.init`: expected `init` where the potential was made, got none: pass parameters instead."
-    )
-
-
-def _known_species(model, species: Species) -> Int[Array, " atom"]:
-    is_traced = isinstance(species, jax.core.Tracer)
-    species = species if is_traced else np.asarray(species)
-    if species.ndim != 1 or not jnp.issubdtype(species.dtype, jnp.integer):
+def _one_frame(num_atoms: int, position: Float[Array, "..."]) -> Position:
+    if jnp.shape(position) != (num_atoms, 3):
         raise ValueError(
-            f"`species` must be one-dimensional integers, got shape {species.shape} of {species.dtype}: "
-            "pass the atomic number of each atom."
+            f"`Potential`: expected positions of one frame, ({num_atoms}, 3), got {jnp.shape(position)}: pass "
+            "the frames of this system, and several of them by `jax.vmap`."
         )
-    if not is_traced and (unknown := set(species.tolist()) - set(model.elements)):
+    return position
+
+
+def _check_has_atom_energies(potential: Potential) -> None:
+    if not potential.has_atom_energies:
         raise ValueError(
-            f"`species` has atomic number {min(unknown)}, which the model does not know: it knows {model.elements}."
+            "`Potential.atom_energies`: expected a potential with energies of atoms, got one made from a total "
+            "energy: use `from_atom_energies`, or the global estimator, which needs the total only."
         )
-    return species.astype(np.int32)
+
+
+def _cutoff_of_pairs(potential: Potential) -> float:
+    if potential.cutoff is None or not potential.takes_pairs:
+        raise ValueError(
+            "`Potential.with_lists`: expected a potential of pairs with a cutoff, got one without: make it by "
+            "`from_atom_energies`."
+        )
+    return potential.cutoff
+
+
+def _check_unlisted(lists: NeighborLists | None, listed: NeighborList | None) -> None:
+    """No lists, and none given."""
+    if lists is not None:
+        raise ValueError(
+            "`Potential.prepared_energy`: expected a neighbor list, got NoneType: pass "
+            "`potential.lists.init(position)`."
+        )
+    if listed is not None:
+        raise ValueError(
+            f"`Potential.prepared_energy`: expected no neighbor list, got {type(listed).__name__}: leave it out, or "
+            "use `with_lists`."
+        )

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from stablejax import forms
 from stablejax.learn import Endpoints, LearnInfo, Learning, LearnState, learn_phase, static_batch
 from stablejax.losses import Labeled
 from stablejax.parallel import ONE_DEVICE, Execution
@@ -186,7 +187,7 @@ def run(
             frames = static_batch(problem, settings.learning, seed=settings.seed, cycle=cycle, epoch=epoch)
             result = training.learn(state, frames, num_rounds=int(state.learning.num_rounds))
         if int(result[1].num_overflows):
-            problem = problem._replace(potential=problem.potential.with_longer_lists())
+            problem = problem._replace(potential=forms.with_longer_lists(problem.potential))
             training = build(problem, settings, execution=execution)
             if on_longer_lists is not None:
                 on_longer_lists(problem)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stablejax.potential import from_energy
+from stablejax.energy_functions import from_energy
 from stablejax.space import OPEN, Pairs
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

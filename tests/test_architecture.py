@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import stablejax
+from stablejax import named
 
 ROOT = Path(__file__).resolve().parents[1] / "stablejax"
 ORDER = (
@@ -22,10 +23,16 @@ ORDER = (
     "models.basis",
     "models.edges",
     "models.messages",
+    "models.protocol",
+    "models.tabulated",
+    "models.tensor_product",
+    "models.gemnet_blocks",
     "models.schnet",
     "models.nequip",
     "models.gemnet",
     "potential",
+    "energy_functions",
+    "forms",
     "dynamics",
     "parallel",
     "observables.structure",
@@ -48,7 +55,7 @@ ORDER = (
     "survival",
     "metrics",
 )
-SHARED_BY_MODELS = ("models.basis", "models.edges", "models.messages")
+MODELS = {make.__module__.removeprefix("stablejax.") for make in named.MODELS.values()}
 
 
 def module_name(path):
@@ -78,8 +85,7 @@ def test_imports_follow_the_flow(path):
     place = ORDER.index(module_name(path))
     for imported in imports(path):
         assert ORDER.index(imported) < place, f"{module_name(path)} imports {imported}"
-        is_sibling_model = imported.startswith("models.") and module_name(path).startswith("models.")
-        assert not is_sibling_model or imported in SHARED_BY_MODELS
+        assert not (module_name(path).startswith("models.") and imported in MODELS)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)

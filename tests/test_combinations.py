@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from experiments import cli, systems
+from stablejax import named
 
 SMALL = {
     "schnet": dict(num_features=4, num_filters=4, num_blocks=1, num_gaussians=4),
@@ -15,12 +16,12 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("model", SMALL)
+@pytest.mark.parametrize("model", named.MODELS)
 @pytest.mark.parametrize("name", ["aspirin", "ac_ala3_nhme", "water"])
 def test_model_and_system_go_together(name, model):
     config = cli.load_config(str(cli.CONFIGS / f"{name}.py"), model=model)
     assert config.model.name == model
-    config.model.update(SMALL[model])
+    config.model.update(SMALL.get(model, {}))
     potential = systems.build(config).problem.potential
     params = jax.eval_shape(potential.init, jax.random.key(0))
     position = jax.ShapeDtypeStruct((potential.num_atoms, 3), jnp.float32)

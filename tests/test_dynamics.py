@@ -13,7 +13,7 @@ from jax_md import simulate
 
 from stablejax import dynamics, parallel, units
 from stablejax.dynamics import Integrator
-from stablejax.potential import from_energy
+from stablejax.energy_functions import from_energy
 from stablejax.space import OPEN, all_pairs
 from stablejax.types import StatefulCriterion
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from fixtures import generate
 
-from experiments import architectures
+from stablejax import named
 
 
-@pytest.mark.parametrize("name", architectures._MAKERS)
+@pytest.mark.parametrize("name", named.MODELS)
 def test_energies_and_forces_are_those_of_the_fixture(name, x64):
     with np.load(generate.FOLDER / f"{name}.npz") as file:
         expected = dict(file)

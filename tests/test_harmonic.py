@@ -18,10 +18,10 @@ import pytest
 from harmonic import KT, LENGTH, STIFFNESS
 from ml_collections import ConfigDict
 
-from experiments import architectures, checkpoints, pipeline, systems
+from experiments import checkpoints, pipeline, systems
 from experiments.configs import aspirin
 from experiments.systems import base
-from stablejax import Learning, Optimization, Simulation, langevin, stable, units
+from stablejax import Learning, Optimization, Simulation, langevin, named, stable, units
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -45,7 +45,7 @@ def finished(tmp_path_factory):
     config.stable.num_replicas, config.stable.max_simulation_ps = 8, 1.0
     config.evaluate.num_replicas, config.evaluate.horizon_ps, config.evaluate.chunk_ps = 64, 4.0, 1.0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(architectures._MAKERS, "springs", lambda *_: harmonic.Springs())
+        patch.setitem(named.MODELS, "springs", lambda data: harmonic.Springs())
         record = pipeline.run(config)
         system = systems.build(config)
     rows = {(row["metric"], row.get("phase")): row["value"] for row in record["rows"]}

@@ -12,8 +12,8 @@ import pytest
 from conftest import standard_error
 
 from stablejax import dynamics, parallel, units
+from stablejax.energy_functions import from_atom_energies
 from stablejax.neighbors import most_pairs, neighbor_lists
-from stablejax.potential import from_atom_energies
 from stablejax.space import periodic
 
 BOX, CUTOFF, NUM_ATOMS = 13.0, 4.5, 64

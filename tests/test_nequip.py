@@ -12,6 +12,7 @@ import pytest
 from stablejax import potential
 from stablejax.models import nequip
 from stablejax.models.nequip import NequIP
+from stablejax.models.tensor_product import Irrep
 from stablejax.space import periodic
 
 ELEMENTS = (1, 6, 7, 8)
@@ -92,7 +93,7 @@ def test_tabulated_forces_are_the_exact_ones(max_degree):
 def test_gate_keeps_the_size_of_normal_features():
     """As e3nn scales activations; odd scalars are in no released model."""
     layer = nequip.layers(4, 1, has_parity=True)[3]
-    assert nequip.Irrep(0, -1) in layer.targets
+    assert Irrep(0, -1) in layer.targets
     key = jax.random.key(0)
     x = {
         irrep: jax.random.normal(

@@ -6,8 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
+from harmonic import LENGTH, Springs
 
-from stablejax import SchNet, bind, from_atom_energies, from_energy, periodic
+from stablejax import SchNet, bind, forms, from_atom_energies, from_energy, periodic
+from stablejax.models.protocol import Model, RadialFilters
 from stablejax.space import OPEN, all_pairs
 
 SPECIES = np.array([8, 1, 1])
@@ -54,7 +57,7 @@ def test_tables_have_the_gradient_of_the_network_in_every_weight(bound):
 
 def test_a_subset_of_the_parameters_is_a_potential_of_its_own(bound):
     potential, params = bound
-    part, subset = potential.trainable(params, lambda name: name.startswith("params/readout"))
+    part, subset = forms.trainable(potential, params, lambda name: name.startswith("params/readout"))
     assert len(jax.tree.leaves(subset)) == 4 < len(jax.tree.leaves(params))
     for form in (part, part.fast(64)):
         np.testing.assert_allclose(form.energy(subset, POSITION), potential.energy(params, POSITION), rtol=1e-3)
@@ -66,7 +69,7 @@ def test_a_subset_of_the_parameters_is_a_potential_of_its_own(bound):
     moved = jax.tree.map(lambda leaf: leaf + 1.0, subset)
     assert abs(float(part.energy(moved, POSITION) - potential.energy(params, POSITION))) > 0.1
     with pytest.raises(ValueError, match="expected at least one trainable leaf"):
-        potential.trainable(params, lambda name: name == "nothing")
+        forms.trainable(potential, params, lambda name: name == "nothing")
 
 
 def test_lists_are_given_where_there_are_any_and_only_there(bound):
@@ -77,10 +80,45 @@ def test_lists_are_given_where_there_are_any_and_only_there(bound):
     with pytest.raises(ValueError, match="expected no neighbor list, got NeighborList"):
         potential.prepared_energy(params, POSITION, listed.lists.init(POSITION))
     with pytest.raises(ValueError, match="expected a potential with lists"):
-        potential.with_longer_lists()
-    assert listed.with_longer_lists().lists.num_pairs == 3  # all there are
+        forms.with_longer_lists(potential)
+    assert forms.with_longer_lists(listed).lists.num_pairs == 3  # all there are
     with pytest.raises(ValueError, match="`neighbor_lists`: expected distances of at most 5.250 Å"):
         bind(MODEL, SPECIES, space=periodic(10.5 * np.eye(3))).with_lists(skin=0.5, num_pairs=3)
+
+
+class WithoutElements(nn.Module):
+    cutoff: float = 3.0
+
+    @nn.compact
+    def __call__(self, species, pairs, vector):
+        return jnp.zeros(len(species)) * self.param("zero", lambda _: jnp.zeros(()))
+
+
+class WithoutCall(nn.Module):
+    cutoff: float = 3.0
+    elements: tuple[int, ...] = (1, 8)
+
+
+@pytest.mark.parametrize(
+    ("model", "missing"),
+    [(WithoutElements(), "`elements`"), (WithoutCall(), "`__call__`"), (nn.Dense(3), "`cutoff`, ")],
+)
+def test_a_model_that_lacks_something_is_told_what(model, missing):
+    message = f"expected a model with .*`cutoff`, .*got {type(model).__name__} without {missing}.*models.protocol.Model"
+    with pytest.raises(ValueError, match=message):
+        bind(model, SPECIES)
+
+
+def test_any_module_with_what_is_asked_for_is_a_model():
+    """Without radial filters its fast form is itself."""
+    potential = bind(Springs(), SPECIES)
+    assert isinstance(Springs(), Model) and not isinstance(Springs(), RadialFilters)
+    params = potential.init(jax.random.key(0))
+    expected = 0.5 * 20.0 * float(jnp.sum((OPEN.distances(POSITION, all_pairs(3)) - LENGTH) ** 2))
+    assert float(potential.fast().energy(params, POSITION)) == pytest.approx(expected, rel=1e-5)
+    assert potential.fast() is potential
+    schnet = bind(MODEL, SPECIES)
+    assert isinstance(MODEL, RadialFilters) and schnet.fast() is not schnet
 
 
 def test_any_function_is_a_potential():

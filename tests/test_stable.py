@@ -303,7 +303,7 @@ def test_a_run_that_is_resumed_from_any_step_ends_as_one_that_was_not(spring):
 
 def test_the_loop_finds_the_stiffness_that_gives_the_reference(spring):
     """Too soft a molecule, taught by nothing but the mean squared stretch of a stiffer one."""
-    from stablejax.potential import from_energy
+    from stablejax.energy_functions import from_energy
 
     reference_stiffness = 12.0
     # Equipartition over 6 vibrations: ½ k Σ (r − r₀)² = 3 kT.

@@ -17,10 +17,9 @@ from experiments.configs import water_paper
 from experiments.progress import Progress
 from experiments.stages import evaluate, stabilize
 from experiments.systems import base
-from stablejax import topology
+from stablejax import forms, topology
 from stablejax.learn import _counted
 from stablejax.observables import structure
-from stablejax.potential import Potential
 from stablejax.space import Pairs, periodic
 from stablejax.types import Frame
 
@@ -104,14 +103,14 @@ def test_record_and_page_are_those_of_a_liquid(finished):
 def test_a_run_whose_lists_are_too_short_is_repaired_and_ends_the_same(finished, data, tmp_path, monkeypatch):
     """Lists as long as the data need are too short for a hot simulation: they are lengthened, no step is lost."""
     _, record = finished
-    config, capacities, lengthen = strict(tiny(data, tmp_path)), [], Potential.with_longer_lists
+    config, capacities, lengthen = strict(tiny(data, tmp_path)), [], forms.with_longer_lists
 
     def counted(potential):
         longer = lengthen(potential)
         capacities.append(longer.lists.num_pairs)
         return longer
 
-    monkeypatch.setattr(Potential, "with_longer_lists", counted)
+    monkeypatch.setattr(forms, "with_longer_lists", counted)
     config.md.spare_pairs = 1.0
     again = pipeline.run(config)
     assert capacities

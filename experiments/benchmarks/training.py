@@ -39,12 +39,13 @@ def build_model(name: str, dataset, key):
     """A model of the paper's size; the scale factors of GemNet-T are fitted to frames of the data."""
     from experiments import architectures
     from stablejax import GemNetT, NequIP, SchNet
+    from stablejax.models.gemnet import with_fitted_scales
 
     elements = tuple(np.unique(dataset.species).tolist())
     makers: dict[str, Callable] = {
         "schnet": SchNet,
         "nequip": lambda: NequIP(elements, num_neighbors=len(dataset.species) - 1.0),
-        "gemnet": lambda: architectures.with_fitted_scales(GemNetT(), dataset, key),
+        "gemnet": lambda: with_fitted_scales(GemNetT(), architectures.model_data(dataset, key)),
     }
     return makers[name]()
 

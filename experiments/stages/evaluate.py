@@ -16,7 +16,7 @@ from experiments import memory, processes
 from experiments.progress import Progress
 from experiments.systems import base
 from experiments.systems.base import System
-from stablejax import dynamics, losses, units
+from stablejax import dynamics, forms, losses, units
 from stablejax.dynamics import Integrator, Replica
 from stablejax.types import Array, Frame, Params
 
@@ -174,7 +174,7 @@ def run_evaluation(
 def with_longer_lists(system: System) -> System:
     """The system with more capacity in its neighbor lists."""
     problem = system.problem
-    return system._replace(problem=problem._replace(potential=problem.potential.with_longer_lists()))
+    return system._replace(problem=problem._replace(potential=forms.with_longer_lists(problem.potential)))
 
 
 def _report(progress: Progress, config: ConfigDict, schedule: Schedule, done: int, replicas: Replica) -> float:

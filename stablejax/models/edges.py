@@ -19,7 +19,7 @@ MAX_TILE = 64
 
 def spherical_harmonics(
     vector: Float[Array, "pair 3"], *, max_degree: int, normalization: str
-) -> list[Float[Array, "pair m"]]:
+) -> list[Float[Array, "pair _"]]:
     """Real spherical harmonics of the direction, of each degree from 0; those of degree 1 are in the order x, y, z.
 
     Args:
@@ -62,12 +62,12 @@ class Edges:
     target: Int[Array, " edge"]
     radial: Float[Array, "edge radial"]
     harmonics: Float[Array, "tile place m"]  # of all degrees, orthonormal
-    directed: Float[Array, "tile place m*radial"]  # their products with the radial basis
+    directed: Float[Array, "tile place product"]  # their products with the radial basis
     tiles: Tiles
     is_near: Float[Array, " edge"]  # 1 within the cutoff, 0 beyond and in padding
     num_atoms: int = struct.field(pytree_node=False)
 
-    def sum_at_target(self, x: Float[Array, "edge n"]) -> Float[Array, "atom n"]:
+    def sum_at_target(self, x: Float[Array, "edge *n"]) -> Float[Array, "atom *n"]:
         return jax.ops.segment_sum(x, self.target, num_segments=self.num_atoms)
 
     def reverse(self, x: Float[Array, "edge n"]) -> Float[Array, "edge n"]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,157 +16,14 @@ from flax import linen as nn
 from flax import traverse_util
 
 from stablejax.models import basis
-from stablejax.models.edges import Edges, make_edges, sum_over_other_edges
-from stablejax.space import Pairs, safe_norm
+from stablejax.models.edges import Edges, make_edges
+from stablejax.models.gemnet_blocks import Block, Output, Scales, Shared, WithAtoms, he_orthogonal, linear
+from stablejax.models.protocol import ModelData
+from stablejax.space import Pairs, all_pairs, safe_norm
 from stablejax.types import Array, Float, Params, Species
 
-_ROOT_HALF = 0.5**0.5
-
-
-class Shared(NamedTuple):
-    """What all blocks share: weights of the angular basis, and projections of the radial one."""
-
-    circular: Float[Array, "degree radial circular"]
-    triplet: Float[Array, "edge small"]
-    atom: Float[Array, "edge small"]
-    output: Float[Array, "edge small"]
-
-
-class Scales(NamedTuple):
-    """Factors of a block."""
-
-    radial_product: Float[Array, ""]
-    triplet_sum: Float[Array, ""]
-    atom_update: Float[Array, ""]
-    output: Float[Array, ""]
-
-
-def scaled_silu(x: Array) -> Array:
-    return jax.nn.silu(x) / 0.6
-
-
-def _he_orthogonal(key, shape, dtype=jnp.float32):
-    """Orthogonal, every output then standardized over its inputs and scaled by 1/√fan_in; outputs are the last axis."""
-    fan_in = int(np.prod(shape[:-1]))
-    matrix = nn.initializers.orthogonal()(key, (fan_in, shape[-1]), dtype)
-    deviation = matrix - jnp.mean(matrix, axis=0)
-    return (deviation / jnp.sqrt((jnp.var(matrix, axis=0, ddof=1) + 1e-6) * fan_in)).reshape(shape)
-
-
-def _linear(size: int, name: str) -> nn.Dense:
-    return nn.Dense(size, use_bias=False, kernel_init=_he_orthogonal, name=name)
-
-
-def _dense(x: Float[Array, "n feature"], size: int, name: str) -> Float[Array, "n size"]:
-    """Linear, then the activation."""
-    return scaled_silu(_linear(size, name)(x))
-
-
-def _add(x: Array, y: Array) -> Array:
-    return (x + y) * _ROOT_HALF
-
-
-def _observe(module: nn.Module, name: str, x, weight, reference, reference_weight) -> None:
-    """Keep the variance of x over that of a reference, for `fit_scales`; nothing happens where nobody asks."""
-    if not module.is_initializing():
-        module.sow("variance_ratio", name, _variance(x, weight) / _variance(reference, reference_weight))
-
-
-def _variance(x: Float[Array, "n feature"], weight: Float[Array, " n"] | None) -> Float[Array, ""]:
-    """Over axis 0, the mean over the features."""
-    weight = jnp.ones(len(x)) if weight is None else weight
-    mean = jnp.average(x, axis=0, weights=weight)
-    return jnp.mean(jnp.average((x - mean) ** 2, axis=0, weights=weight))
-
-
-class Residual(nn.Module):
-    """Two layers and what went in."""
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "n feature"]) -> Float[Array, "n feature"]:
-        size = x.shape[-1]
-        return _add(x, _dense(_dense(x, size, "dense_0"), size, "dense_1"))
-
-
-class WithAtoms(nn.Module):
-    """A layer over the features of source, target and edge beside each other; those of atoms are multiplied once."""
-
-    size: int
-
-    @nn.compact
-    def __call__(self, atom, x, edges: Edges) -> Float[Array, "edge size"]:
-        width = atom.shape[-1]
-        kernel = self.param("kernel", _he_orthogonal, (2 * width + x.shape[-1], self.size))
-        source, target, own = jnp.split(kernel, [width, 2 * width])
-        return scaled_silu((atom @ source)[edges.source] + (atom @ target)[edges.target] + x @ own)
-
-
-class AtomSum(nn.Module):
-    """Messages of the edges that end at an atom, weighted by distance, then a residual network."""
-
-    size: int
-
-    @nn.compact
-    def __call__(self, message, radial, scale, edges: Edges) -> Float[Array, "atom size"]:
-        x = edges.sum_at_target(message * _linear(message.shape[-1], "radial")(radial)) * scale
-        _observe(self, "sum", x, None, message, edges.is_near)
-        x = _dense(x, self.size, "dense")
-        return Residual(name="residual_1")(Residual(name="residual_0")(x))
-
-
-class Triplets(nn.Module):
-    """Messages from the other edges of the target, by the angle between them."""
-
-    triplet_size: int
-    bilinear_size: int
-
-    @nn.compact
-    def __call__(self, message, scales: Scales, shared: Shared, edges: Edges) -> Float[Array, "edge feature"]:
-        size = message.shape[-1]
-        sent = _dense(message, size, "dense")
-        x = sent * _linear(size, "radial")(shared.triplet) * scales.radial_product
-        _observe(self, "radial_product", x, edges.is_near, sent, edges.is_near)
-        sent = _dense(x, self.triplet_size, "down")
-        shape = (shared.circular.shape[-1], self.triplet_size, self.bilinear_size)
-        weight = jnp.einsum("lri,iko->lkro", shared.circular, self.param("bilinear", _he_orthogonal, shape))
-        x = sum_over_other_edges(sent, weight, edges) * scales.triplet_sum
-        num_triplets = edges.is_near * (edges.sum_at_target(edges.is_near)[edges.target] - 1)
-        _observe(self, "triplet_sum", x, edges.is_near, sent, num_triplets)
-        forward, backward = _dense(x, size, "up"), _dense(x, size, "up_reverse")
-        return _add(forward, edges.reverse(backward))
-
-
-class Output(nn.Module):
-    """Energies of the atoms from messages."""
-
-    size: int
-
-    @nn.compact
-    def __call__(self, message, scale, shared: Shared, edges: Edges) -> Float[Array, " atom"]:
-        x = AtomSum(self.size, name="sum")(message, shared.output, scale, edges)
-        return _linear(1, "energy")(x)[:, 0]
-
-
-class Block(nn.Module):
-    """Update of messages, atoms and their energies."""
-
-    triplet_size: int
-    bilinear_size: int
-
-    @nn.compact
-    def __call__(self, state, scales: Scales, shared: Shared, edges: Edges):
-        atom, message, energy = state
-        size = message.shape[-1]
-        triplets = Triplets(self.triplet_size, self.bilinear_size, name="triplets")
-        x = _add(_dense(message, size, "dense"), triplets(message, scales, shared, edges))
-        message = _add(message, Residual(name="before_skip")(x))
-        message = Residual(name="after_skip")(message)
-        update = AtomSum(atom.shape[-1], name="atom_update")
-        atom = _add(atom, update(message, shared.atom, scales.atom_update, edges))
-        x = WithAtoms(size, name="concat")(atom, message, edges)
-        message = _add(message, Residual(name="residual")(x))
-        energy = energy + Output(atom.shape[-1], name="output")(message, scales.output, shared, edges)
-        return (atom, message, energy), None
+NUM_FITTED = 8
+"""Frames that the scale factors are fitted to."""
 
 
 class GemNetT(nn.Module):
@@ -190,7 +46,7 @@ class GemNetT(nn.Module):
     num_species: int = 83  # rows of the embedding, from hydrogen on
     # Factors of the radial products of all blocks, then of triplet sums, atom updates and outputs, of which the first
     # comes before the blocks. None: 1. See `fit_scales`.
-    scales: tuple[float, ...] | None = None
+    scales: tuple[float | Float[Array, ""], ...] | None = None
 
     @property
     def elements(self) -> range:
@@ -235,12 +91,12 @@ class GemNetT(nn.Module):
     def _shared(self, radial) -> Shared:
         shape = (self.num_degrees, radial.shape[-1], self.circular_size)
         # [degree, radial, circular], standardized over the first two as in the original.
-        circular = self.param("circular", _he_orthogonal, shape)
+        circular = self.param("circular", he_orthogonal, shape)
         return Shared(
-            triplet=_linear(self.radial_size, "radial_triplet")(radial),
+            triplet=linear(self.radial_size, "radial_triplet")(radial),
             circular=circular,
-            atom=_linear(self.radial_size, "radial_atom")(radial),
-            output=_linear(self.radial_size, "radial_output")(radial),
+            atom=linear(self.radial_size, "radial_atom")(radial),
+            output=linear(self.radial_size, "radial_output")(radial),
         )
 
 
@@ -277,6 +133,57 @@ def fit_scales(
     for _ in scales:
         scales /= np.sqrt(np.mean([ratios(scales, vector) for vector in vectors], axis=0))
     return model.clone(scales=tuple(scales.tolist()))
+
+
+def with_fitted_scales(model: GemNetT, data: ModelData) -> GemNetT:
+    """The model with scale factors fitted to the first frames of the data, with parameters as they start.
+
+    Args:
+      model: GemNet-T; its factors are replaced.
+      data: that it is made for.
+    """
+    species, space, pairs = data.species, data.space, all_pairs(len(data.species))
+    params = jax.jit(model.init)(data.key, species, pairs, jnp.ones((len(pairs.first), 3)))
+    position = jnp.asarray(data.position[:NUM_FITTED], jnp.float32)
+    return fit_scales(model, params, species, pairs, jax.vmap(lambda x: space.vectors(x, pairs))(position))
+
+
+def from_sizes(
+    data: ModelData,
+    *,
+    num_blocks: int,
+    atom_size: int,
+    edge_size: int,
+    triplet_size: int,
+    bilinear_size: int,
+    num_spherical: int,
+    num_radial: int,
+    cutoff: float,
+) -> GemNetT:
+    """GemNet-T for the data, its scale factors fitted to some frames of them.
+
+    Args:
+      data: that it is made for.
+      num_blocks: interactions.
+      atom_size: features of an atom.
+      edge_size: features of a directed edge.
+      triplet_size: of messages between edges.
+      bilinear_size: of the bilinear layer.
+      num_spherical: Legendre polynomials of the angle.
+      num_radial: Gaussians of the distance.
+      cutoff: Å.
+    """
+    model = GemNetT(
+        num_blocks=num_blocks,
+        atom_size=atom_size,
+        edge_size=edge_size,
+        triplet_size=triplet_size,
+        bilinear_size=bilinear_size,
+        num_degrees=num_spherical,
+        gaussian_center=basis.equal_centers(num_radial, cutoff=1.0),
+        cutoff=cutoff,
+    )
+    return with_fitted_scales(model, data)
 
 
 _TORCH_NAMES = (  # in this order, over names with the scopes joined by dots

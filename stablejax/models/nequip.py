@@ -1,8 +1,4 @@
-"""NequIP (Batzner et al., Nat. Commun. 13, 2453, 2022): E(3)-equivariant convolutions with a gate.
-
-Features are dicts of arrays [atom, 2l + 1, channel] by irreducible representation. The channel comes last, so that
-every operation is wide; components of l = 1 are x, y, z.
-"""
+"""NequIP (Batzner et al., Nat. Commun. 13, 2453, 2022): E(3)-equivariant convolutions with a gate."""
 
 from __future__ import annotations
 
@@ -11,40 +7,19 @@ from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
 
-import e3nn_jax
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
 from stablejax.models import basis, edges
+from stablejax.models.protocol import ModelData
+from stablejax.models.tensor_product import SCALAR, Features, Irrep, Path, coupled, product
 from stablejax.space import Pairs, safe_norm
 from stablejax.types import Array, Float, Params, Species
 
-
-class Irrep(NamedTuple):
-    """Irreducible representation of O(3)."""
-
-    degree: int  # l
-    parity: int  # 1 or −1 under inversion
-
-    def __str__(self) -> str:
-        return f"{self.degree}{'e' if self.parity == 1 else 'o'}"
-
-
-SCALAR = Irrep(0, 1)
-Features = dict[Irrep, Array]  # [atom, 2l + 1, channel]
-
 # 1/√E[f(z)²] over a standard normal z, as e3nn has them.
 _SILU_SCALE, _TANH_SCALE = 1.6791767923989418, 1.5937334472592695
-
-
-class Path(NamedTuple):
-    """One way through the tensor product: source ⊗ harmonics of `degree` -> target."""
-
-    source: Irrep
-    degree: int
-    target: Irrep
 
 
 class Layer(NamedTuple):
@@ -124,7 +99,7 @@ class Convolution(nn.Module):
             str(irrep): Linear(layer.num_out(irrep, size)) for irrep in layer.targets if irrep in layer.sources
         }
 
-    def filters(self, radial: Float[Array, "pair basis"]) -> Float[Array, "pair path*channel"]:
+    def filters(self, radial: Float[Array, "pair basis"]) -> Float[Array, "pair filter"]:
         for inner in self.radial[:-1]:
             radial = _SILU_SCALE * jax.nn.silu(inner(radial))
         return self.radial[-1](radial)
@@ -147,10 +122,10 @@ class Convolution(nn.Module):
         weights = jnp.split(filters[:, None, :], len(self.layer.paths), axis=-1)
         for path, weight in zip(self.layer.paths, weights, strict=True):
             x = sent[path.source]
-            coupled = _coupled(path, harmonics[path.degree])
-            received = weight * _product(coupled, x[pairs.second])
+            coupling = coupled(path, harmonics[path.degree])
+            received = weight * product(coupling, x[pairs.second])
             # Seen from the other end the vector is reversed.
-            returned = (-1) ** path.degree * weight * _product(coupled, x[pairs.first])
+            returned = (-1) ** path.degree * weight * product(coupling, x[pairs.first])
             zero = jnp.zeros((num_atoms, *received.shape[1:]), received.dtype)
             parts[path.target].append(zero.at[pairs.first].add(received).at[pairs.second].add(returned))
         return {irrep: jnp.concatenate(some, axis=-1) for irrep, some in parts.items()}
@@ -197,7 +172,7 @@ class NequIP(nn.Module):
         ]
         self.readout_in, self.readout_out = Linear(self.num_hidden), Linear(1)
 
-    def filters(self, distance: Float[Array, " pair"]) -> list[Float[Array, "pair filter"]]:
+    def filters(self, distance: Float[Array, " pair"]) -> list[Float[Array, "pair _"]]:
         """Path weights of each layer: 0 from the cutoff on."""
         envelope = basis.polynomial_envelope(distance, cutoff=self.cutoff, exponent=self.envelope_exponent)
         radial = basis.bessel_basis(distance, self.frequency, cutoff=self.cutoff) * envelope[:, None]
@@ -208,7 +183,7 @@ class NequIP(nn.Module):
         species: Species,
         pairs: Pairs,
         vector: Float[Array, "pair 3"],
-        filters: list[Float[Array, "pair filter"]],
+        filters: list[Float[Array, "pair _"]],
     ) -> Float[Array, " atom"]:
         """Atom energies, eV, from vectors and the filters of each pair.
 
@@ -230,23 +205,37 @@ class NequIP(nn.Module):
         return self.energies_from_filters(species, pairs, vector, self.filters(safe_norm(vector)))
 
 
-@cache
-def _coupling(path: Path) -> np.ndarray:
-    """[source m, harmonics m, target m]: Clebsch-Gordan coefficients, component normalization."""
-    degrees = path.source.degree, path.degree, path.target.degree
-    wigner = np.asarray(e3nn_jax.clebsch_gordan(*degrees))
-    if min(degrees) > 0:
-        wigner = wigner.astype(np.float32).astype(np.float64)  # as weights trained with e3nn assume in every precision
-    return wigner * np.sqrt(2 * path.target.degree + 1)
+def from_sizes(
+    data: ModelData,
+    *,
+    num_features: int,
+    num_layers: int,
+    max_degree: int,
+    num_basis: int,
+    radial_width: int,
+    cutoff: float,
+) -> NequIP:
+    """NequIP for the elements of the data and their mean number of neighbors.
 
-
-def _coupled(path: Path, harmonics: Float[Array, "pair m"]) -> Float[Array, "pair source target"]:
-    return jnp.einsum("pj,ijk->pik", harmonics, jnp.asarray(_coupling(path), harmonics.dtype))
-
-
-def _product(coupled: Float[Array, "pair source target"], x: Float[Array, "pair source channel"]):
-    """[pair, target, channel]"""
-    return jnp.sum(coupled[..., None] * x[:, :, None, :], axis=1)
+    Args:
+      data: that it is made for.
+      num_features: of each irreducible representation.
+      num_layers: convolutions.
+      max_degree: l_max of features and harmonics.
+      num_basis: Bessel functions.
+      radial_width: of the two hidden layers of radial networks.
+      cutoff: Å.
+    """
+    return NequIP(
+        elements=data.elements,
+        num_features=num_features,
+        num_layers=num_layers,
+        max_degree=max_degree,
+        num_basis=num_basis,
+        radial_widths=(radial_width,) * 2,
+        cutoff=cutoff,
+        num_neighbors=data.mean_neighbors(cutoff),
+    )
 
 
 def from_torch(

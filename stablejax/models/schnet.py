@@ -9,6 +9,7 @@ import numpy as np
 from flax import linen as nn
 
 from stablejax.models import basis, messages
+from stablejax.models.protocol import ModelData
 from stablejax.space import Pairs, safe_norm
 from stablejax.types import Array, Float, Params, Species
 
@@ -44,7 +45,7 @@ class SchNet(nn.Module):
         self.readout_in = nn.Dense(self.num_features // 2, kernel_init=init)
         self.readout_out = nn.Dense(1, kernel_init=init)
 
-    def filters(self, distance: Float[Array, " pair"]) -> list[Float[Array, "pair filter"]]:
+    def filters(self, distance: Float[Array, " pair"]) -> list[Float[Array, "pair _"]]:
         """Filter weights of each block, cutoff included: 0 from the cutoff on."""
         radial = basis.gaussian_basis(distance, self.gaussian_center)
         envelope = basis.cosine_envelope(distance, cutoff=self.cutoff)[:, None]
@@ -58,7 +59,7 @@ class SchNet(nn.Module):
         species: Species,
         pairs: Pairs,
         vector: Float[Array, "pair 3"],
-        filters: list[Float[Array, "pair filter"]],
+        filters: list[Float[Array, "pair _"]],
     ) -> Float[Array, " atom"]:
         """Atom energies, eV, from the filters of each pair; directions do not count.
 
@@ -87,6 +88,29 @@ class SchNet(nn.Module):
           vector: from the first to the second atom of each pair, Å.
         """
         return self.energies_from_filters(species, pairs, vector, self.filters(safe_norm(vector)))
+
+
+def from_sizes(
+    data: ModelData, *, num_features: int, num_filters: int, num_blocks: int, num_gaussians: int, cutoff: float
+) -> SchNet:
+    """SchNet with these sizes, whatever the data.
+
+    Args:
+      data: that it is made for.
+      num_features: of an atom.
+      num_filters: of a continuous-filter convolution.
+      num_blocks: interactions.
+      num_gaussians: radial basis.
+      cutoff: Å.
+    """
+    del data
+    return SchNet(
+        num_features=num_features,
+        num_filters=num_filters,
+        num_blocks=num_blocks,
+        gaussian_center=basis.equal_centers(num_gaussians, cutoff=cutoff),
+        cutoff=cutoff,
+    )
 
 
 _TORCH_NAMES = (

@@ -1,0 +1,67 @@
+"""Further forms of a potential: with longer lists, and as a function of some of its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import jax
+
+from stablejax.potential import Potential
+from stablejax.types import Params
+
+
+def with_longer_lists(potential: Potential, factor: float = 2.0) -> Potential:
+    """The potential with more capacity in its lists, all pairs at the most.
+
+    Args:
+      potential: with lists.
+      factor: on the capacity.
+
+    Raises:
+      ValueError: there are no lists.
+    """
+    if potential.lists is None or potential.skin is None:
+        raise ValueError("`with_longer_lists`: expected a potential with lists: use `with_lists` first.")
+    most = potential.num_atoms * (potential.num_atoms - 1) // 2
+    return potential.with_lists(skin=potential.skin, num_pairs=min(int(factor * potential.lists.num_pairs), most))
+
+
+def trainable(potential: Potential, params: Params, is_trainable: Callable[[str], bool]) -> tuple[Potential, Params]:
+    """The potential as a function of some of its parameters; the others keep their values.
+
+    Args:
+      potential: as a function of all.
+      params: all parameters.
+      is_trainable: of the path of a leaf, as `params/readout_out/kernel`.
+
+    Returns:
+      The potential and its parameters: those given, with None for each leaf that is held fixed.
+
+    Raises:
+      ValueError: no leaf is trainable.
+    """
+    paths, structure = jax.tree_util.tree_flatten_with_path(params)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+    leaves = [leaf if is_trainable(name) else None for name, (_, leaf) in zip(names, paths, strict=True)]
+    if all(leaf is None for leaf in leaves):
+        raise ValueError(
+            f"`trainable`: expected at least one trainable leaf, got none of {', '.join(names[:4])}, …: "
+            "check `is_trainable`."
+        )
+    subset = jax.tree.unflatten(structure, leaves)
+
+    def merged(chosen):
+        return jax.tree.map(lambda c, p: p if c is None else c, chosen, params, is_leaf=lambda x: x is None)
+
+    def from_tables(num_intervals):
+        prepare, evaluate = potential.tabulated(num_intervals)
+        return lambda chosen: prepare(merged(chosen)), evaluate
+
+    part = replace(
+        potential,
+        init=lambda _: subset,
+        prepare=lambda chosen: potential.prepare(merged(chosen)),
+        tabulated=None if potential.tabulated is None else from_tables,
+    )
+    return part, subset

@@ -1,0 +1,124 @@
+"""What the library asks of a model, and what a model may take from the data that it is made for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stablejax.space import Pairs, Space, all_pairs
+from stablejax.types import Array, Float, Int, Key, Params, Positions, Shaped, Species
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A Flax module that gives one energy per atom, eV, and says how far and for which elements."""
+
+    @property
+    def cutoff(self) -> float:
+        """Å: pairs beyond it, and those of padding, give nothing."""
+        ...
+
+    @property
+    def elements(self) -> Collection[int]:
+        """Atomic numbers that can occur."""
+        ...
+
+    def __call__(self, species: Species, pairs: Pairs, vector: Float[Array, "pair 3"], /) -> Float[Array, " atom"]:
+        """Energy of each atom, eV, from the vectors of the pairs, Å."""
+        ...
+
+    def init(self, key: Key, *arguments: Any) -> Params:
+        """Flax's own: parameters, for arguments as of a call."""
+        ...
+
+    def apply(self, params: Params, *arguments: Any, **options: Any) -> Any:
+        """Flax's own: a method with these parameters, `__call__` unless `method` names another."""
+        ...
+
+
+@runtime_checkable
+class RadialFilters(Model, Protocol):
+    """A model that meets distances in radial filters only, which a table may then stand for."""
+
+    def filters(self, distance: Float[Array, " pair"], /) -> list[Float[Array, "pair _"]]:
+        """Filters of each layer: 0 from the cutoff on."""
+        ...
+
+    def energies_from_filters(
+        self,
+        species: Species,
+        pairs: Pairs,
+        vector: Float[Array, "pair 3"],
+        filters: list[Float[Array, "pair _"]],
+        /,
+    ) -> Float[Array, " atom"]:
+        """Energy of each atom, eV, from vectors and the filters of each pair."""
+        ...
+
+
+class ModelData(NamedTuple):
+    """What a model may take from the data that it is made for."""
+
+    species: Species  # atomic numbers
+    position: Positions  # frames, Å
+    space: Space
+    key: Key  # of parameters that factors are fitted with
+
+    @property
+    def elements(self) -> tuple[int, ...]:
+        """Atomic numbers that occur."""
+        return tuple(np.unique(self.species).tolist())
+
+    def mean_neighbors(self, cutoff: float) -> float:
+        """Mean number of atoms within the cutoff, Å, of an atom."""
+        pairs, space = all_pairs(len(self.species)), self.space
+        count = jax.jit(lambda x: jnp.sum(space.distances(x, pairs) < cutoff))
+        return 2 * float(np.mean([count(x) for x in self.position])) / len(self.species)
+
+
+def check_model(model: object) -> Model:
+    """The model, where it is one.
+
+    Raises:
+      ValueError: it lacks something; the message says what.
+    """
+    if isinstance(model, Model):
+        return model
+    wanted = ["__call__", *(name for name in vars(Model) if not name.startswith("_"))]
+    missing = [name for name in wanted if not hasattr(model, name)]
+    raise ValueError(
+        f"`bind`: expected a model with {_quoted(wanted)}, got {type(model).__name__} without {_quoted(missing)}: see "
+        "`models.protocol.Model`."
+    )
+
+
+def check_species(model: Model, species: Shaped[Array, "..."]) -> Int[Array, " atom"]:
+    """The atomic numbers, where the model knows them. Traced ones are not compared with its elements.
+
+    Args:
+      model: with its elements.
+      species: atomic numbers.
+
+    Raises:
+      ValueError: they are not integers in a row, or not known to the model.
+    """
+    is_traced = isinstance(species, jax.core.Tracer)
+    species = species if is_traced else np.asarray(species)
+    if species.ndim != 1 or not jnp.issubdtype(species.dtype, jnp.integer):
+        raise ValueError(
+            f"`species` must be one-dimensional integers, got shape {species.shape} of {species.dtype}: "
+            "pass the atomic number of each atom."
+        )
+    if not is_traced and (unknown := set(species.tolist()) - set(model.elements)):
+        raise ValueError(
+            f"`species` has atomic number {min(unknown)}, which the model does not know: it knows {model.elements}."
+        )
+    return species.astype(np.int32)
+
+
+def _quoted(names: list[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
