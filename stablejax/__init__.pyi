@@ -3,6 +3,7 @@ from . import boltzmann as boltzmann
 from . import dynamics as dynamics
 from . import energy_functions as energy_functions
 from . import forms as forms
+from . import integrators as integrators
 from . import learn as learn
 from . import losses as losses
 from . import metrics as metrics
@@ -31,10 +32,10 @@ from .boltzmann import boltzmann_grad as boltzmann_grad
 from .boltzmann import boltzmann_value_and_grad as boltzmann_value_and_grad
 from .boltzmann import expectation as expectation
 from .boltzmann import localized as localized
-from .dynamics import langevin as langevin
-from .dynamics import nose_hoover as nose_hoover
 from .energy_functions import from_atom_energies as from_atom_energies
 from .energy_functions import from_energy as from_energy
+from .integrators import langevin as langevin
+from .integrators import nose_hoover as nose_hoover
 from .learn import Learning as Learning
 from .learn import Optimization as Optimization
 from .losses import Labeled as Labeled

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from stablejax import dynamics
-from stablejax.dynamics import Integrator, Replica, Trajectory
+from stablejax.dynamics import Replica, Trajectory
+from stablejax.integrators import Integrator
 from stablejax.parallel import Execution
 from stablejax.problem import Problem
 from stablejax.types import Array, Bool, Criterion, Float, Int, Key, Params, Positions

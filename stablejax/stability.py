@@ -66,7 +66,7 @@ def kinetic_energy_per_dof(mass: Float[Array, " atom"], *, threshold: float, con
     Args:
       mass: amu.
       threshold: eV.
-      constrained_dof: degrees of freedom that do not move; see `dynamics.Integrator`.
+      constrained_dof: degrees of freedom that do not move; see `integrators.Integrator`.
     """
 
     def criterion(frame: Frame):

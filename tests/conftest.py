@@ -8,8 +8,8 @@ import tempfile
 from pathlib import Path
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
-# Whole runs are started again and again in tests: programs are compiled once for all processes of a session.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{tempfile.gettempdir()}/stablejax-tests-{os.getpid()}")
+# Whole runs are started again and again in tests: programs are compiled once in this process and those that it starts.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{tempfile.gettempdir()}/stablejax-tests-{os.getpid()}"
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +23,8 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_unconfigure():
-    """The session that made the cache removes it, after its workers."""
-    folder = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
-    if folder.name == f"stablejax-tests-{os.getpid()}":
-        shutil.rmtree(folder, ignore_errors=True)
+    """The cache goes with the process that made it."""
+    shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,7 @@ ORDER = (
     "potential",
     "energy_functions",
     "forms",
+    "integrators",
     "dynamics",
     "parallel",
     "observables.structure",
@@ -104,7 +105,7 @@ def test_public_names_exist_and_nothing_else_is_shown():
     for name in stablejax.__all__:
         value = getattr(stablejax, name)
         assert name == "OPEN" or value.__doc__
-    code = "import stablejax; print(stablejax.dynamics.langevin.__name__, stablejax.observables.structure.__name__)"
+    code = "import stablejax; print(stablejax.integrators.langevin.__name__, stablejax.observables.structure.__name__)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["langevin", "stablejax.observables.structure"]
 

@@ -11,7 +11,7 @@ import pytest
 from ase.data import atomic_masses
 
 from experiments.benchmarks import models
-from stablejax import Frame, bind, boltzmann_value_and_grad, dynamics, localized, tabulate, units
+from stablejax import Frame, bind, boltzmann_value_and_grad, integrators, localized, tabulate, units
 from stablejax.observables import structure, transport
 from stablejax.space import all_pairs
 
@@ -40,7 +40,7 @@ def md_step(system, name):
     params = jax.eval_shape(potential.init, jax.random.key(0))
     mass = jnp.asarray(atomic_masses[case.species], jnp.float32)
     times = dict(timestep=0.5 * units.FEMTOSECOND, damping_time=20 * units.FEMTOSECOND)
-    engine = dynamics.nose_hoover(form, mass, kT=KT, **times)
+    engine = integrators.nose_hoover(form, mass, kT=KT, **times)
     prepared = jax.eval_shape(form.prepare, params)
     position = jax.ShapeDtypeStruct(case.position[0].shape, jnp.float32)
     listed = None if form.lists is None else jax.eval_shape(form.lists.init, position)

@@ -11,9 +11,9 @@ import pytest
 from conftest import standard_error
 from jax_md import simulate
 
-from stablejax import dynamics, parallel, units
-from stablejax.dynamics import Integrator
+from stablejax import dynamics, integrators, parallel, units
 from stablejax.energy_functions import from_energy
+from stablejax.integrators import Integrator
 from stablejax.space import OPEN, all_pairs
 from stablejax.types import StatefulCriterion
 
@@ -24,10 +24,10 @@ DT = 0.5 * units.FEMTOSECOND
 
 def make_integrator(kind, spring):
     if kind == "langevin":
-        return dynamics.langevin(
+        return integrators.langevin(
             spring.potential(), spring.mass, kT=KT, timestep=DT, friction=1 / (50 * units.FEMTOSECOND)
         )
-    return dynamics.nose_hoover(
+    return integrators.nose_hoover(
         spring.potential(), spring.mass, kT=KT, timestep=DT, damping_time=40 * units.FEMTOSECOND
     )
 
@@ -73,7 +73,7 @@ def cluster_velocities(integrator):
 @pytest.mark.parametrize(("kind", "constrained_dof"), [("langevin", 0), ("nose_hoover", 6)])
 def test_internal_temperature_is_the_requested_one_for_every_element(kind, constrained_dof):
     velocity = cluster_velocities(make_integrator(kind, Cluster))
-    temperature = dynamics.kinetic_temperature(velocity, Cluster.mass, constrained_dof=constrained_dof) / KT
+    temperature = integrators.kinetic_temperature(velocity, Cluster.mass, constrained_dof=constrained_dof) / KT
     error = standard_error(temperature.mean(axis=1))  # replicas are independent
     assert error < 0.005
     assert abs(float(temperature.mean()) - 1) < 0.01
@@ -88,7 +88,7 @@ def test_the_start_is_as_warm_as_the_rest(kind, constrained_dof):
     integrator = make_integrator(kind, Cluster)
     start = jax.vmap(lambda key: integrator.init(key, Cluster.start, 4.0, None).velocity)
     velocity = start(jax.random.split(jax.random.key(0), 4000))
-    temperature = dynamics.kinetic_temperature(velocity, Cluster.mass, constrained_dof=constrained_dof) / KT
+    temperature = integrators.kinetic_temperature(velocity, Cluster.mass, constrained_dof=constrained_dof) / KT
     assert abs(float(temperature.mean()) - 1) < 4 * standard_error(temperature) < 0.02
 
 
@@ -101,7 +101,7 @@ def test_nose_hoover_of_jax_md_alone_is_hot():
         return state.set(chain=state.chain.set(degrees_of_freedom=3 * len(Cluster.mass)))
 
     velocity = cluster_velocities(ours._replace(init=init))
-    temperature = dynamics.kinetic_temperature(velocity, Cluster.mass, constrained_dof=6) / KT
+    temperature = integrators.kinetic_temperature(velocity, Cluster.mass, constrained_dof=6) / KT
     assert float(temperature.mean()) == pytest.approx(1.2, abs=0.01)
 
 
@@ -120,7 +120,7 @@ def test_structure_is_that_of_the_boltzmann_distribution(kind, spring):
 
 def test_maxwell_boltzmann_per_element(spring):
     keys = jax.random.split(jax.random.key(2), 40_000)
-    velocity = jax.vmap(partial(dynamics.maxwell_boltzmann, mass=spring.mass, kT=KT))(keys)
+    velocity = jax.vmap(partial(integrators.maxwell_boltzmann, mass=spring.mass, kT=KT))(keys)
     np.testing.assert_allclose(jnp.sum(spring.mass[:, None] * velocity, axis=1), 0, atol=1e-4)
     measured = np.asarray(jnp.mean(velocity**2, axis=(0, 2)))
     expected = KT / np.asarray(spring.mass) - KT / float(spring.mass.sum())
@@ -130,7 +130,7 @@ def test_maxwell_boltzmann_per_element(spring):
 
 
 def test_no_rotation_where_asked(spring):
-    velocity = dynamics.maxwell_boltzmann(jax.random.key(3), spring.mass, kT=KT, position=spring.start)
+    velocity = integrators.maxwell_boltzmann(jax.random.key(3), spring.mass, kT=KT, position=spring.start)
     arm = spring.start - jnp.average(spring.start, axis=0, weights=spring.mass)
     momentum = spring.mass[:, None] * velocity
     np.testing.assert_allclose(jnp.sum(jnp.cross(arm, momentum), axis=0), 0, atol=1e-4)
@@ -303,7 +303,7 @@ def test_same_key_same_bits(spring):
 
 def test_nose_hoover_needs_three_atoms():
     with pytest.raises(ValueError, match="needs at least 3 atoms"):
-        dynamics.nose_hoover(
+        integrators.nose_hoover(
             from_energy(lambda p, x: jnp.sum(x), num_atoms=2), jnp.ones(2), kT=1.0, timestep=0.1, damping_time=1.0
         )
 
@@ -355,7 +355,7 @@ class FlexibleWater:
 def test_modes_of_flexible_water_are_thermal_and_long_steps_read_cold_in_the_stretch_alone(timestep_fs):
     """At full steps BAOAB's kinetic energy of a mode is low by the factor 1 − (ωΔt)²/4; its positions are right."""
     water, kT = FlexibleWater, units.thermal_energy(300.0)
-    integrator = dynamics.langevin(
+    integrator = integrators.langevin(
         from_energy(water.energy, num_atoms=3),
         water.mass,
         kT=kT,
@@ -389,7 +389,7 @@ FREE = from_energy(lambda params, position: 0.0 * params * jnp.sum(position), nu
 def test_free_particles_lose_their_velocity_by_the_friction_and_diffuse_by_einsteins_relation():
     """⟨v(0) v(t)⟩ = kT/m exp(−γt), and the mean squared displacement grows by 6 kT/(mγ) t."""
     friction, mass = 0.2, jnp.array([2.0, 5.0])
-    integrator = dynamics.langevin(FREE, mass, kT=KT, timestep=0.25, friction=friction)
+    integrator = integrators.langevin(FREE, mass, kT=KT, timestep=0.25, friction=friction)
     _, (frame, _) = simulate_many(
         integrator, jnp.zeros((2, 3)), num_replicas=512, num_frames=120, steps_per_frame=4, stiffness=0.0
     )
@@ -407,7 +407,7 @@ def test_temperature_may_be_traced():
     well = from_energy(lambda k, x: 0.5 * k * jnp.sum(x**2), num_atoms=1)
 
     def spread(kT, key):
-        integrator = dynamics.langevin(well, jnp.ones(1), kT=kT, timestep=0.2, friction=1.0)
+        integrator = integrators.langevin(well, jnp.ones(1), kT=kT, timestep=0.2, friction=1.0)
         replica = dynamics.init_replica(integrator, key, jnp.zeros((1, 3)), 2.0)
         _, (frame, _) = dynamics.sample(integrator, never, 2.0, replica, num_frames=200, steps_per_frame=10)
         return jnp.mean(frame.position[20:] ** 2)
@@ -463,8 +463,8 @@ def test_masses_of_the_chain_are_those_of_the_damping_time(spring):
 def test_chains_of_one_and_masses_of_others_are_refused(spring):
     given = dict(kT=KT, timestep=DT)
     with pytest.raises(ValueError, match="`chain_length` must be at least 2, got 1"):
-        dynamics.nose_hoover(spring.potential(), spring.mass, **given, damping_time=1.0, chain_length=1)
+        integrators.nose_hoover(spring.potential(), spring.mass, **given, damping_time=1.0, chain_length=1)
     with pytest.raises(ValueError, match=r"expected masses of 4 atoms, got shape \(3,\)"):
-        dynamics.langevin(spring.potential(), spring.mass[:3], **given, friction=1.0)
+        integrators.langevin(spring.potential(), spring.mass[:3], **given, friction=1.0)
     with pytest.raises(ValueError, match="expected a positive `friction`, got 0"):
-        dynamics.langevin(spring.potential(), spring.mass, **given, friction=0.0)
+        integrators.langevin(spring.potential(), spring.mass, **given, friction=0.0)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import standard_error
 
-from stablejax import dynamics, parallel, units
+from stablejax import dynamics, integrators, parallel, units
 from stablejax.energy_functions import from_atom_energies
 from stablejax.neighbors import most_pairs, neighbor_lists
 from stablejax.space import periodic
@@ -37,7 +37,7 @@ REACH = dict(cutoff=CUTOFF, skin=0.6, space=SPACE)
 
 def engine(num_pairs=None, skin=0.6):
     potential = WHOLE if num_pairs is None else WHOLE.with_lists(skin=skin, num_pairs=num_pairs)
-    return dynamics.langevin(potential, MASS, kT=KT, timestep=DT, friction=0.01)
+    return integrators.langevin(potential, MASS, kT=KT, timestep=DT, friction=0.01)
 
 
 def never(frame):
@@ -71,7 +71,7 @@ def test_a_list_that_is_never_made_again_is_found_out():
     """The positive control: atoms leave what the list covers, and the dynamics stops instead of going wrong."""
     potential = WHOLE.with_lists(skin=0.6, num_pairs=2016)
     stale = replace(potential, lists=potential.lists._replace(step=lambda listed, *_: listed))
-    integrator = dynamics.langevin(stale, MASS, kT=KT, timestep=DT, friction=0.01)
+    integrator = integrators.langevin(stale, MASS, kT=KT, timestep=DT, friction=0.01)
     replica = run(integrator, jax.random.key(0)[None], START, batch_size=None, num_steps=400)
     assert not bool(replica.is_finite[0])
     assert 5 < int(replica.step[0]) < 400
@@ -160,7 +160,7 @@ def test_lists_without_capacity_or_skin_are_refused():
 
 def test_nose_hoover_in_a_cell_has_all_but_the_drift_at_the_temperature():
     """3N − 3 degrees of freedom: angular momentum is not conserved in a cell."""
-    integrator = dynamics.nose_hoover(WHOLE, MASS, kT=KT, timestep=DT, damping_time=100 * units.FEMTOSECOND)
+    integrator = integrators.nose_hoover(WHOLE, MASS, kT=KT, timestep=DT, damping_time=100 * units.FEMTOSECOND)
     assert integrator.constrained_dof == 3
 
     def one(key):
@@ -169,7 +169,7 @@ def test_nose_hoover_in_a_cell_has_all_but_the_drift_at_the_temperature():
 
     velocity = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), 16))
     np.testing.assert_allclose(jnp.sum(velocity[:, -1], axis=1), 0, atol=1e-3)
-    temperature = dynamics.kinetic_temperature(velocity[:, 40:], MASS, constrained_dof=3) / KT
+    temperature = integrators.kinetic_temperature(velocity[:, 40:], MASS, constrained_dof=3) / KT
     error = standard_error(temperature.mean(axis=1), num_blocks=16)
     # With 3N − 6 it would be 3/189 = 0.016 too cold.
     assert abs(float(temperature.mean()) - 1) < 0.008 and error < 0.004

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from stablejax import dynamics, simulate, stable, units
-from stablejax.dynamics import langevin
+from stablejax.integrators import langevin
 from stablejax.learn import Learning, Optimization
 from stablejax.losses import Labeled
 from stablejax.parallel import Execution

@@ -65,7 +65,7 @@ def total_energies(system, params, position, form, num_steps: int) -> np.ndarray
     from jax_md import quantity, simulate, space
 
     from experiments.benchmarks import md_methods
-    from stablejax import dynamics, units
+    from stablejax import integrators, units
 
     kT = units.thermal_energy(md_methods.TEMPERATURE_K)
     _, shift_fn = space.free()
@@ -77,7 +77,7 @@ def total_energies(system, params, position, form, num_steps: int) -> np.ndarray
             lambda x, **_: form.prepared_energy(prepared, x), shift_fn, md_methods.TIMESTEP_FS * units.FEMTOSECOND
         )
         state = init(key, position, kT=kT, mass=system.problem.mass)
-        velocity = dynamics.maxwell_boltzmann(key, system.problem.mass, kT=kT, position=position)
+        velocity = integrators.maxwell_boltzmann(key, system.problem.mass, kT=kT, position=position)
         state = state.set(momentum=system.problem.mass[:, None] * velocity)
 
         def frame(state, _):

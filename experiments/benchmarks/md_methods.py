@@ -56,9 +56,9 @@ def integrator(potential, species: np.ndarray):
     """Nosé–Hoover chain, as in the paper."""
     from ase.data import atomic_masses
 
-    from stablejax import dynamics, units
+    from stablejax import integrators, units
 
-    return dynamics.nose_hoover(
+    return integrators.nose_hoover(
         potential,
         atomic_masses[species].astype(np.float32),
         kT=units.thermal_energy(TEMPERATURE_K),

@@ -43,10 +43,10 @@ def exact_mean(depth, grid):
 
 def methods(num_steps: int) -> dict[str, Callable[..., jax.Array]]:
     """`(depth, keys, start) -> gradient` by name, from one trajectory for each key and start."""
-    from stablejax import dynamics, expectation, from_energy
+    from stablejax import expectation, from_energy, integrators
 
     # Little friction: trajectories that were close part, as those of molecules do.
-    integrator = dynamics.langevin(from_energy(energy, num_atoms=1), MASS, kT=KT, timestep=0.05, friction=0.02)
+    integrator = integrators.langevin(from_energy(energy, num_atoms=1), MASS, kT=KT, timestep=0.05, friction=0.02)
 
     def trajectory(depth, key, start):
         def frame(state, _):

@@ -16,8 +16,9 @@ from experiments import memory, processes
 from experiments.progress import Progress
 from experiments.systems import base
 from experiments.systems.base import System
-from stablejax import dynamics, forms, losses, units
-from stablejax.dynamics import Integrator, Replica
+from stablejax import dynamics, forms, integrators, losses, units
+from stablejax.dynamics import Replica
+from stablejax.integrators import Integrator
 from stablejax.types import Array, Frame, Params
 
 
@@ -125,7 +126,7 @@ def _run_one(
         steps_per_frame=schedule.steps_per_frame,
     )
     assert frame.velocity is not None  # known in dynamics
-    temperature = dynamics.kinetic_temperature(
+    temperature = integrators.kinetic_temperature(
         frame.velocity, system.problem.mass, constrained_dof=integrator.constrained_dof
     )
     seen = jax.vmap(system.evaluation.structure_fn)(frame) | {"temperature": temperature}

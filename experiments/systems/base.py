@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from experiments import memory
 from experiments.data import loaders
 from stablejax import losses, metrics, named, parallel, stability, topology, units
-from stablejax.dynamics import Integrator, langevin, nose_hoover
+from stablejax.integrators import Integrator, langevin, nose_hoover
 from stablejax.parallel import Execution
 from stablejax.potential import Potential
 from stablejax.problem import Problem
