@@ -16,7 +16,6 @@ from experiments.configs import water as water_config
 from experiments.configs import water_paper
 from experiments.progress import Progress
 from experiments.stages import evaluate, stabilize
-from experiments.systems import base
 from stablejax import topology
 from stablejax.learn import _counted
 from stablejax.observables import structure
@@ -131,10 +130,12 @@ def test_lists_that_an_evaluation_lengthened_are_handed_on(data, tmp_path):
     params = jax.jit(potential.init)(jax.random.key(0))
     progress = Progress(tmp_path / "metrics.jsonl", io.StringIO())
     progress.stage("evaluation")
-    _, evaluator = evaluate.run_evaluation(config, evaluate.build(config, short), params, progress)
+    evaluator = evaluate.build(evaluate.schedule_of(config), short)
+    _, evaluator = evaluate.run_evaluation(evaluator, params, progress)
     assert evaluator.system.problem.potential.lists.num_pairs > 10
-    state = stabilize.start(config, short, params)
-    _, longer = stabilize.run_stable(config, short, state, [], lambda *_: None, progress)
+    settings = stabilize.settings_of(config, short)
+    state = stabilize.start(settings, short, params, num_replicas=4)
+    _, longer = stabilize.run_stable(settings, short, state, [], lambda *_: None, progress)
     assert longer.problem.potential.lists.num_pairs > 10
 
 
@@ -147,8 +148,9 @@ def test_the_statistical_error_of_a_local_gradient_is_estimated(data, tmp_path):
     course: list[dict] = []
     progress = Progress(tmp_path / "metrics.jsonl", io.StringIO())
     progress.stage("StABlE training")
-    state = stabilize.start(config, system, params)
-    stabilize.run_stable(config, system, state, course, lambda *_: None, progress)
+    settings = stabilize.settings_of(config, system)
+    state = stabilize.start(settings, system, params, num_replicas=4)
+    stabilize.run_stable(settings, system, state, course, lambda *_: None, progress)
     (learning,) = [entry for entry in course if entry["phase"] == "learning"]
     assert 0 < learning["signal_to_noise"] < np.inf
 
@@ -162,7 +164,7 @@ def test_energies_over_listed_pairs_are_those_over_all(data, tmp_path):
     energies = [jax.jit(one.atom_energies)(params, position) for one in (whole, listed)]
     np.testing.assert_allclose(*energies, rtol=1e-4, atol=1e-5)
     assert np.std(energies[0]) > 1e-4
-    form = base.simulated_form(config, listed)
+    form = listed.fast(config.md.table_intervals)
     found = form.prepared_energy(form.prepare(params), position, form.lists.init(position))
     np.testing.assert_allclose(found, whole.energy(params, position), rtol=1e-4)
 
