@@ -16,6 +16,7 @@ from experiments.configs import water as water_config
 from experiments.configs import water_paper
 from experiments.progress import Progress
 from experiments.stages import evaluate, stabilize
+from experiments.systems import base, liquid
 from stablejax import topology
 from stablejax.learn import _counted
 from stablejax.observables import structure
@@ -153,6 +154,35 @@ def test_the_statistical_error_of_a_local_gradient_is_estimated(data, tmp_path):
     stabilize.run_stable(settings, system, state, course, lambda *_: None, progress)
     (learning,) = [entry for entry in course if entry["phase"] == "learning"]
     assert 0 < learning["signal_to_noise"] < np.inf
+
+
+def test_motion_of_the_reference_knows_no_jumps_of_wrapped_molecules(data, tmp_path):
+    """Molecules that drift out of the cell have the same curves whether or not their atoms were wrapped."""
+    with np.load(data) as file:
+        arrays = dict(file)
+    velocity = np.repeat(0.02 * np.random.default_rng(1).normal(size=(NUM, 27, 3)), 3, axis=1)  # Å/fs
+    velocity[:] = velocity[np.arange(NUM) // 10 * 10]
+    time = 2.0 * (np.arange(NUM) % 10)[:, None, None]
+    position = arrays["R"][0] + time * velocity
+    arrays |= {"R": position, "V": velocity, "frame_spacing_fs": 2.0}
+    wrapped = position - BOX * np.floor(position / BOX)
+    assert np.abs(wrapped[1:] - wrapped[:-1])[np.arange(1, NUM) % 10 > 0].max() > BOX / 2
+    config = tiny(data, tmp_path)
+    config.evaluate.chunk_ps, config.evaluate.displacement_ps, config.evaluate.green_kubo_ps = 0.02, 0.01, 0.01
+    found = []
+    for name, x in (("drifting", position), ("wrapped", wrapped)):
+        config.data.path = str(tmp_path / f"{name}.npz")
+        np.savez(config.data.path, **(arrays | {"R": x, "wrapped": name == "wrapped"}))
+        system = systems.build(config) if not found else system._replace(data=whole_data(config))
+        found.append(evaluate.reference_motion(evaluate.schedule_of(config), system))
+    assert found[0]["msd"].shape == (4, 6) and found[0]["msd"].max() < 1.0
+    for curve in ("msd", "vacf", "velocity_correlation"):
+        np.testing.assert_allclose(found[1][curve], found[0][curve], rtol=1e-3, atol=1e-5)
+
+
+def whole_data(config):
+    """As `liquid.build` makes it."""
+    return liquid._whole_molecules(base.load(config), threshold=config.stability.bond_threshold_A)[0]
 
 
 def test_energies_over_listed_pairs_are_those_over_all(data, tmp_path):

@@ -248,7 +248,9 @@ def reference_motion(schedule: Schedule, system: System) -> dict[str, np.ndarray
     runs = [np.flatnonzero(dataset.trajectory == run) for run in np.unique(dataset.trajectory)]
     windows = [run[start : start + size] for run in runs for start in range(0, len(run) - size + 1, size)]
     fn = jax.jit(system.evaluation.motion_fn)
-    curves = [fn(Frame(dataset.position[window], dataset.velocity[window])) for window in windows]
+    # Molecules that left the cell came back on the other side.
+    position = [dataset.space.unwrap(dataset.position[window]) for window in windows]
+    curves = [fn(Frame(x, dataset.velocity[window])) for x, window in zip(position, windows, strict=True)]
     return jax.tree.map(lambda *some: np.stack(some), *curves)
 
 
