@@ -13,13 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import checkpoints, processes, provenance, report, systems
+from experiments import checkpoints, potentials, processes, provenance, report, systems
 from experiments.progress import Progress
 from experiments.stages import evaluate, pretrain, stabilize
 from experiments.stages.evaluate import Evaluation, Evaluator, Schedule
 from experiments.systems import base
 from experiments.systems.base import System
+from stablejax.problem import Problem
 from stablejax.stable import Settings
+
+LISTS = "neighbor_lists.json"
 
 
 class _Plan(NamedTuple):
@@ -75,7 +78,9 @@ def run(config: ConfigDict) -> dict:
 def _stages(
     run_dir: Path, plan: _Plan, system: System, progress: Progress
 ) -> tuple[Evaluation, Evaluation, list[dict]]:
-    """All three stages; neighbor lists that one of them has lengthened stay so in the next."""
+    """All three stages; neighbor lists that one of them has lengthened stay so in the next, and when it is resumed."""
+    system = _with_saved_lists(run_dir, system)
+    potentials.save(run_dir, system)
     progress.stage("pretraining")
     params = _cached(
         run_dir / "pretrained.npz",
@@ -128,7 +133,9 @@ def _evaluate(
     path = run_dir / f"evaluation_{phase}.npz"
     if processes.agree(path.exists()):
         return _saved_evaluation(path), evaluator
-    made, evaluator = evaluate.run_evaluation(evaluator, params, progress)
+    made, evaluator = evaluate.run_evaluation(
+        evaluator, params, progress, on_longer_lists=partial(_save_lists, run_dir)
+    )
     checkpoints.save(path, made)
     return made, evaluator
 
@@ -160,9 +167,27 @@ def _stabilize(run_dir: Path, plan: _Plan, system: System, params, progress: Pro
             checkpoints.write_text(course_path, checkpoints.to_json(course))
         checkpoints.save(state_path, state)
 
-    state, longer = stabilize.run_stable(plan.training, system, state, course, save, progress)
+    state, longer = stabilize.run_stable(
+        plan.training, system, state, course, save, progress, on_longer_lists=partial(_save_lists, run_dir)
+    )
     checkpoints.save(run_dir / "refined.npz", state.params)
     return jax.tree.map(jnp.asarray, state.params), course, longer
+
+
+def _save_lists(run_dir: Path, problem: Problem) -> None:
+    """The capacity of neighbor lists that were lengthened."""
+    lists = problem.potential.lists
+    if processes.is_first() and lists is not None:
+        checkpoints.write_text(run_dir / LISTS, checkpoints.to_json({"num_pairs": lists.num_pairs}) + "\n")
+
+
+def _with_saved_lists(run_dir: Path, system: System) -> System:
+    """The system with the neighbor lists that the run has needed so far."""
+    path, potential = run_dir / LISTS, system.problem.potential
+    if potential.skin is None or not processes.agree(path.exists()):
+        return system
+    longer = potential.with_lists(skin=potential.skin, num_pairs=json.loads(path.read_text())["num_pairs"])
+    return system._replace(problem=system.problem._replace(potential=longer))
 
 
 def _add_wall(run_dir: Path, stage_wall_s: dict[str, float]) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,8 @@ from experiments.systems import base, liquid
 from stablejax import topology
 from stablejax.learn import _counted
 from stablejax.observables import structure
-from stablejax.potential import Potential
+from stablejax.potential import Potential, from_atom_energies
+from stablejax.problem import Problem
 from stablejax.space import Pairs, periodic
 from stablejax.types import Frame
 
@@ -121,6 +123,10 @@ def test_a_run_whose_lists_are_too_short_is_repaired_and_ends_the_same(finished,
     assert expected.keys() == found.keys()
     for key, number in expected.items():
         assert found[key] == pytest.approx(number, rel=0.02, abs=1e-3), key
+    num_lengthened = len(capacities)
+    (tmp_path / "evaluation_after.npz").unlink()
+    pipeline.run(config)  # resumed: lists are as long as the run has needed, not found too short once more
+    assert len(capacities) == num_lengthened
 
 
 def test_lists_that_an_evaluation_lengthened_are_handed_on(data, tmp_path):
@@ -132,12 +138,28 @@ def test_lists_that_an_evaluation_lengthened_are_handed_on(data, tmp_path):
     progress = Progress(tmp_path / "metrics.jsonl", io.StringIO())
     progress.stage("evaluation")
     evaluator = evaluate.build(evaluate.schedule_of(config), short)
-    _, evaluator = evaluate.run_evaluation(evaluator, params, progress)
+    told: list[Problem] = []
+    _, evaluator = evaluate.run_evaluation(evaluator, params, progress, on_longer_lists=told.append)
     assert evaluator.system.problem.potential.lists.num_pairs > 10
+    assert told[-1].potential.lists.num_pairs == evaluator.system.problem.potential.lists.num_pairs
     settings = stabilize.settings_of(config, short)
     state = stabilize.start(settings, short, params, num_replicas=4)
     _, longer = stabilize.run_stable(settings, short, state, [], lambda *_: None, progress)
     assert longer.problem.potential.lists.num_pairs > 10
+
+
+def test_capacity_of_lists_is_kept_with_a_run(tmp_path):
+    """What a stage needed is what a resumed run begins with; a run without lists has nothing to keep."""
+    plain = from_atom_energies(lambda k, x, pairs: jnp.zeros(4), num_atoms=4, cutoff=2.0)
+    nothing: dict[str, Any] = dict.fromkeys(Problem._fields)
+    problem = Problem(**(nothing | {"potential": plain.with_lists(skin=0.5, num_pairs=1)}))
+    system = base.System(**(dict.fromkeys(base.System._fields) | {"problem": problem}))
+    assert pipeline._with_saved_lists(tmp_path, system) is system
+    pipeline._save_lists(tmp_path, problem._replace(potential=problem.potential.with_longer_lists(3.0)))
+    found = pipeline._with_saved_lists(tmp_path, system).problem.potential
+    assert (found.lists.num_pairs, found.skin, found.cutoff) == (3, 0.5, 2.0)
+    without = system._replace(problem=problem._replace(potential=plain))
+    assert pipeline._with_saved_lists(tmp_path, without) is without
 
 
 def test_the_statistical_error_of_a_local_gradient_is_estimated(data, tmp_path):

@@ -18,6 +18,7 @@ from experiments.systems import base
 from experiments.systems.base import System
 from stablejax import dynamics, losses, units
 from stablejax.dynamics import Integrator, Replica
+from stablejax.problem import Problem
 from stablejax.types import Array, Frame, Params
 
 
@@ -144,13 +145,20 @@ def _run_one(
     return replica, ChunkStatistics(jnp.sum(is_valid), replica.did_overflow, total, jnp.all(is_valid), motion)
 
 
-def run_evaluation(evaluator: Evaluator, params: Params, progress: Progress) -> tuple[Evaluation, Evaluator]:
+def run_evaluation(
+    evaluator: Evaluator,
+    params: Params,
+    progress: Progress,
+    *,
+    on_longer_lists: Callable[[Problem], None] = lambda _: None,
+) -> tuple[Evaluation, Evaluator]:
     """First passage from held-out starts, and observables of the frames before it.
 
     Args:
       evaluator: from `build`.
       params: of the potential.
       progress: told after every chunk.
+      on_longer_lists: given the problem whenever its lists were lengthened.
 
     Returns:
       What was measured, and the evaluator with the neighbor lists that it needed.
@@ -169,6 +177,7 @@ def run_evaluation(evaluator: Evaluator, params: Params, progress: Progress) -> 
         if int(seen.num_overflows):
             progress.say("a neighbor list overflowed: lists are made longer and the chunk is repeated")
             evaluator, replicas = build(schedule, with_longer_lists(evaluator.system)), before
+            on_longer_lists(evaluator.system.problem)
             continue
         chunks.append(jax.tree.map(lambda x: x.astype(np.float64), processes.to_host(seen)))
         fraction = _report(progress, schedule, len(chunks), replicas)

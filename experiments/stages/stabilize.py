@@ -84,7 +84,14 @@ def start(settings: Settings, system: System, params: Params, *, num_replicas: i
 
 
 def run_stable(
-    settings: Settings, system: System, state: StableState, course: list[dict], save: Save, progress: Progress
+    settings: Settings,
+    system: System,
+    state: StableState,
+    course: list[dict],
+    save: Save,
+    progress: Progress,
+    *,
+    on_longer_lists: Callable[[Problem], None] = lambda _: None,
 ) -> tuple[StableState, System]:
     """StABlE training from where `state` and `course` stand.
 
@@ -95,6 +102,7 @@ def run_stable(
       course: what was seen so far; it is appended to.
       save: called after every step.
       progress: told after every step.
+      on_longer_lists: given the problem whenever its lists were lengthened.
 
     Returns:
       The last state, and the system with the neighbor lists that it needed.
@@ -105,8 +113,9 @@ def run_stable(
     recorder = _Recorder(settings, system.timestep_fs / 1000, state, course, save, progress)
     lengthened: list[Problem] = []
 
-    def on_longer_lists(problem: Problem) -> None:
+    def lengthen(problem: Problem) -> None:
         lengthened.append(problem)
+        on_longer_lists(problem)
         progress.say("a neighbor list overflowed: lists are made longer and the step is repeated")
 
     state = stable.run(
@@ -115,7 +124,7 @@ def run_stable(
         state,
         execution=system.execution,
         on_step=recorder,
-        on_longer_lists=on_longer_lists,
+        on_longer_lists=lengthen,
         training=training,
     )
     return state, system._replace(problem=lengthened[-1]) if lengthened else system

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from ml_collections import ConfigDict
 
 from experiments import memory
@@ -69,6 +70,7 @@ class System(NamedTuple):
     """A data set as a problem for StABlE training, and what else the stages need."""
 
     data: Data
+    model: nn.Module
     problem: Problem
     thermostat: Callable[..., Integrator]  # (potential, mass, *, kT)
     timestep_fs: float
@@ -155,6 +157,7 @@ def make_problem(
 def make_system(
     config: ConfigDict,
     data: Data,
+    model: nn.Module,
     problem: Problem,
     evaluation: Evaluated,
     *,
@@ -166,6 +169,7 @@ def make_system(
     Args:
       config: of the experiment.
       data: of the system.
+      model: of the potential.
       problem: from `make_problem`.
       evaluation: how simulations are judged.
       train_criterion_name: for the report.
@@ -174,6 +178,7 @@ def make_system(
     md, num_replicas = config.md, max(config.stable.num_replicas, config.evaluate.num_replicas)
     return System(
         data=data,
+        model=model,
         problem=problem,
         thermostat=thermostat(md.thermostat, timestep_fs=md.timestep_fs, damping_time_fs=md.damping_time_fs),
         timestep_fs=md.timestep_fs,

@@ -72,6 +72,7 @@ def build(config: ConfigDict, make_model: Callable = architectures.make) -> Syst
     return base.make_system(
         config,
         data,
+        model,
         problem,
         evaluation,
         train_criterion_name=f"atoms of two molecules are nearer than {threshold:g} Å",

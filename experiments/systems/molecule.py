@@ -84,6 +84,7 @@ def build(config: ConfigDict, make_model: Callable = architectures.make) -> Syst
     return base.make_system(
         config,
         data,
+        model,
         problem,
         _evaluated(data, facts, bins, threshold=settings.evaluate_threshold_A, num_lags=num_lags),
         train_criterion_name=_criterion_name(settings.train_threshold_A),
