@@ -178,6 +178,24 @@ def test_the_statistical_error_of_a_local_gradient_is_estimated(data, tmp_path):
     assert 0 < learning["signal_to_noise"] < np.inf
 
 
+def test_frames_that_are_held_out_change_no_reference(data, tmp_path):
+    """Test frames of a wider box: what is trained on and both criteria stay as they were, what is reported does not."""
+    config = tiny(data, tmp_path)
+    system = systems.build(config)
+    with np.load(data) as file:
+        arrays = dict(file)
+    held_out = np.setdiff1d(np.arange(NUM), system.data.reference)
+    assert set(system.data.split.test) <= set(held_out)
+    arrays["R"][held_out] *= 1.02
+    config.data.path = str(tmp_path / "moved.npz")
+    np.savez(config.data.path, **arrays)
+    other = systems.build(config)
+    reference = [one.problem.observables.reference for one in (other, system)]
+    jax.tree.map(np.testing.assert_array_equal, *reference)
+    reported = [one.evaluation.structure_reference["rdf_OO"] for one in (other, system)]
+    assert np.abs(reported[0] - reported[1]).max() > 0
+
+
 def test_motion_of_the_reference_knows_no_jumps_of_wrapped_molecules(data, tmp_path):
     """Molecules that drift out of the cell have the same curves whether or not their atoms were wrapped."""
     with np.load(data) as file:
