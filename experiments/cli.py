@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -26,16 +27,19 @@ RENAMED = {
 """Fields of configs by their former names, which command lines and files may still use."""
 
 
-def start(name: str) -> None:
+def start(name: str, *, systems: Sequence[str] = ()) -> None:
     """The command line of an experiment: `--config=FILE`, `experiments/configs/NAME.py` unless given, and its fields.
 
     Args:
-      name: of the config file.
+      name: of the config file; `{system}` in it stands for what `--system=` has to choose.
+      systems: to choose from.
     """
-    default = CONFIGS / f"{name}.py"
     try:
         path, argv = split_arguments(sys.argv)
-        config = load_config(path or str(default), model=_value_of(argv, "--config.model.name"))
+        if systems:
+            system, argv = chosen("--system", systems, argv)
+            name = name.format(system=system)
+        config = load_config(path or str(CONFIGS / f"{name}.py"), model=_value_of(argv, "--config.model.name"))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     try:
@@ -69,6 +73,50 @@ def split_arguments(argv: list[str]) -> tuple[str | None, list[str]]:
             _note_renamed(field)
         others.append(flag + equals + value)
     return path, others
+
+
+def chosen(flag: str, known: Sequence[str], argv: list[str]) -> tuple[str, list[str]]:
+    """The value of a flag, and the arguments without it.
+
+    Args:
+      flag: as it is written.
+      known: values to choose from.
+      argv: the program and its arguments.
+
+    Raises:
+      ValueError: another value, or none.
+    """
+    value, others, arguments = "", [], iter(argv)
+    for argument in arguments:
+        name, equals, given = argument.partition("=")
+        if name == flag:
+            value = given if equals else next(arguments, "")
+        else:
+            others.append(argument)
+    if value not in known:
+        raise ValueError(f"{flag} has to be one of {', '.join(known)}, got {value!r}: write {flag}={known[0]}.")
+    return value, others
+
+
+def check_given(config: ConfigDict) -> None:
+    """Refuse a config with fields that have no default and were not set.
+
+    Raises:
+      ValueError: some are missing.
+    """
+    missing = _without_value(config, "config")
+    if missing:
+        raise ValueError(f"expected a value of {', '.join(missing)}, got none: set --{missing[0]}=… and so on.")
+
+
+def _without_value(section: ConfigDict, name: str) -> list[str]:
+    missing = []
+    for field, value in section.items():
+        if isinstance(value, ConfigDict):
+            missing += _without_value(value, f"{name}.{field}")
+        elif value is None:
+            missing.append(f"{name}.{field}")
+    return missing
 
 
 def load_config(path: str, *, model: str | None = None) -> ConfigDict:
@@ -105,8 +153,9 @@ def main(config: ConfigDict) -> None:
     Args:
       config: of the experiment.
     """
-    configure(host_devices=config.host_devices)
     try:
+        check_given(config)
+        configure(host_devices=config.host_devices)
         processes.join(config.cluster)
         # Not before: jax-md starts the backend when it is imported, and the number of devices is fixed then.
         from experiments import pipeline

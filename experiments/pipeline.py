@@ -6,19 +6,32 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import checkpoints, processes, provenance, report, systems
+from experiments import checkpoints, potentials, processes, provenance, report, systems
 from experiments.progress import Progress
 from experiments.stages import evaluate, pretrain, stabilize
-from experiments.stages.evaluate import Evaluation, Evaluator
+from experiments.stages.evaluate import Evaluation, Evaluator, Schedule
 from experiments.systems import base
 from experiments.systems.base import System
+from stablejax.problem import Problem
+from stablejax.stable import Settings
+
+LISTS = "neighbor_lists.json"
+
+
+class _Plan(NamedTuple):
+    """Settings of the stages of a run."""
+
+    pretraining: pretrain.Settings
+    evaluation: Schedule
+    training: Settings
+    num_replicas: int  # of training
 
 
 def run(config: ConfigDict) -> dict:
@@ -28,7 +41,14 @@ def run(config: ConfigDict) -> dict:
       config: of the experiment.
     """
     run_dir = Path(config.run_dir or f"runs/{config.name}_seed{config.seed}")
+    schedule = evaluate.schedule_of(config)
     system = systems.build(config)
+    plan = _Plan(
+        pretraining=pretrain.settings_of(config),
+        evaluation=schedule,
+        training=stabilize.settings_of(config, system),
+        num_replicas=config.stable.num_replicas,
+    )
     _claim(run_dir, config)
     progress = Progress(run_dir / "metrics.jsonl", is_silent=not processes.is_first())
     data = system.data
@@ -37,13 +57,13 @@ def run(config: ConfigDict) -> dict:
         f"{len(data.split.validation)} validation and {len(data.split.test)} test frames; results go to {run_dir}"
     )
     try:
-        before, after, course = _stages(run_dir, config, system, progress)
+        before, after, course = _stages(run_dir, plan, system, progress)
     finally:
         progress.close()
         wall_s = _add_wall(run_dir, progress.stage_wall_s)
 
     facts = report.facts_of(config, system)
-    runs = report.Runs(before, after, evaluate.reference_motion(config, system))
+    runs = report.Runs(before, after, evaluate.reference_motion(schedule, system))
     record = report.make_record(facts, runs, wall_s)
     if not processes.is_first():
         return record
@@ -55,22 +75,26 @@ def run(config: ConfigDict) -> dict:
     return record
 
 
-def _stages(run_dir: Path, config, system: System, progress: Progress) -> tuple[Evaluation, Evaluation, list[dict]]:
-    """All three stages; neighbor lists that one of them has lengthened stay so in the next."""
+def _stages(
+    run_dir: Path, plan: _Plan, system: System, progress: Progress
+) -> tuple[Evaluation, Evaluation, list[dict]]:
+    """All three stages; neighbor lists that one of them has lengthened stay so in the next, and when it is resumed."""
+    system = _with_saved_lists(run_dir, system)
+    potentials.save(run_dir, system)
     progress.stage("pretraining")
     params = _cached(
         run_dir / "pretrained.npz",
-        lambda: pretrain.run_pretraining(config, system, progress),
-        like=jax.eval_shape(system.problem.potential.init, base.key_for(config, "model")),
+        lambda: pretrain.run_pretraining(plan.pretraining, system, progress),
+        like=jax.eval_shape(system.problem.potential.init, base.key_for(plan.pretraining.seed, "model")),
     )
-    evaluator = evaluate.build(config, system)
-    before, evaluator = _evaluate(run_dir, "before", config, evaluator, params, progress)
+    evaluator = evaluate.build(plan.evaluation, system)
+    before, evaluator = _evaluate(run_dir, "before", evaluator, params, progress)
 
     progress.stage("StABlE training")
-    refined, course, system = _stabilize(run_dir, config, evaluator.system, params, progress)
+    refined, course, system = _stabilize(run_dir, plan, evaluator.system, params, progress)
     if system is not evaluator.system:
-        evaluator = evaluate.build(config, system)
-    after, _ = _evaluate(run_dir, "after", config, evaluator, refined, progress)
+        evaluator = evaluate.build(plan.evaluation, system)
+    after, _ = _evaluate(run_dir, "after", evaluator, refined, progress)
     return before, after, course
 
 
@@ -103,13 +127,15 @@ def _cached(path: Path, make: Callable, like):
 
 
 def _evaluate(
-    run_dir: Path, phase: str, config, evaluator: Evaluator, params, progress: Progress
+    run_dir: Path, phase: str, evaluator: Evaluator, params, progress: Progress
 ) -> tuple[Evaluation, Evaluator]:
     progress.stage(f"evaluation {phase}")
     path = run_dir / f"evaluation_{phase}.npz"
     if processes.agree(path.exists()):
         return _saved_evaluation(path), evaluator
-    made, evaluator = evaluate.run_evaluation(config, evaluator, params, progress)
+    made, evaluator = evaluate.run_evaluation(
+        evaluator, params, progress, on_longer_lists=partial(_save_lists, run_dir)
+    )
     checkpoints.save(path, made)
     return made, evaluator
 
@@ -125,10 +151,10 @@ def _saved_evaluation(path: Path) -> Evaluation:
     return Evaluation(**parts, **arrays)
 
 
-def _stabilize(run_dir: Path, config, system: System, params, progress: Progress):
+def _stabilize(run_dir: Path, plan: _Plan, system: System, params, progress: Progress):
     """StABlE training; its state and course are saved after every step."""
     state_path, course_path = run_dir / "stable_state.npz", run_dir / "stable_course.json"
-    start = partial(stabilize.start, config, system, params)
+    start = partial(stabilize.start, plan.training, system, params, num_replicas=plan.num_replicas)
     if processes.agree(state_path.exists() and course_path.exists()):
         state = checkpoints.load(state_path, like=jax.eval_shape(start))
         # The course is written before the state: an entry more means that the last step has to be done again.
@@ -141,9 +167,27 @@ def _stabilize(run_dir: Path, config, system: System, params, progress: Progress
             checkpoints.write_text(course_path, checkpoints.to_json(course))
         checkpoints.save(state_path, state)
 
-    state, longer = stabilize.run_stable(config, system, state, course, save, progress)
+    state, longer = stabilize.run_stable(
+        plan.training, system, state, course, save, progress, on_longer_lists=partial(_save_lists, run_dir)
+    )
     checkpoints.save(run_dir / "refined.npz", state.params)
     return jax.tree.map(jnp.asarray, state.params), course, longer
+
+
+def _save_lists(run_dir: Path, problem: Problem) -> None:
+    """The capacity of neighbor lists that were lengthened."""
+    lists = problem.potential.lists
+    if processes.is_first() and lists is not None:
+        checkpoints.write_text(run_dir / LISTS, checkpoints.to_json({"num_pairs": lists.num_pairs}) + "\n")
+
+
+def _with_saved_lists(run_dir: Path, system: System) -> System:
+    """The system with the neighbor lists that the run has needed so far."""
+    path, potential = run_dir / LISTS, system.problem.potential
+    if potential.skin is None or not processes.agree(path.exists()):
+        return system
+    longer = potential.with_lists(skin=potential.skin, num_pairs=json.loads(path.read_text())["num_pairs"])
+    return system._replace(problem=system.problem._replace(potential=longer))
 
 
 def _add_wall(run_dir: Path, stage_wall_s: dict[str, float]) -> dict[str, float]:

@@ -124,9 +124,9 @@ class Potential:
         returned as it is.
 
         Args:
-          num_intervals: pieces of each table.
+          num_intervals: pieces of each table; 0: no tables, the potential as it is.
         """
-        if self.tabulated is None:
+        if self.tabulated is None or not num_intervals:
             return self
         prepare, evaluate = self.tabulated(num_intervals)
         return replace(self, prepare=prepare, evaluate=evaluate, tabulated=None)

@@ -146,7 +146,7 @@ def make_engine(problem: Problem, settings: Simulation, execution: Execution) ->
       settings: the thermostat, t and the tables.
       execution: devices and batches.
     """
-    potential = problem.potential.fast(settings.table_intervals) if settings.table_intervals else problem.potential
+    potential = problem.potential.fast(settings.table_intervals)
     integrator = settings.thermostat(potential, problem.mass, kT=problem.kT)
     return Engine(integrator, problem.criterion, execution, settings.steps_per_epoch)
 

@@ -69,7 +69,7 @@ MUTATIONS = [
     Mutation(
         "weight of the O-H length dropped",
         "experiments/systems/liquid.py",
-        'weights = {"bond_length": settings.length_weight}',
+        'weights = {"bond_length": length_weight}',
         'weights = {"bond_length": 1.0}',
         "tests/test_water.py -k distribution",
     ),

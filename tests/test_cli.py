@@ -95,6 +95,46 @@ def test_what_is_wrong_with_the_input_is_one_sentence(given, message, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            ["molecule"],
+            "expected a value of config.data.energy_unit, config.data.path, config.md.temperature_K, got none: set --",
+        ),
+        (
+            [
+                "molecule",
+                "--config.data.path=mine.xyz",
+                "--config.data.energy_unit=eV",
+                "--config.md.temperature_K=300",
+            ],
+            "mine.xyz: no such file: set config.data.path to an .npz or .xyz file.",
+        ),
+        (["paper"], "--system has to be one of aspirin, ac_ala3_nhme, water, got '': write --system=aspirin."),
+        (["paper", "--system=aspirin", "--config.data.path=md17.npz"], "md17.npz: no such file: set config.data.path"),
+        (
+            ["paper", "--system", "ac_ala3_nhme"],
+            "expected a value of config.data.path, got none: set --config.data.path=… and so on.",
+        ),
+        (["paper", "--system=water", "--config.data.path=mine.npz"], "mine.npz: no such file"),
+    ],
+)
+def test_own_molecules_and_the_papers_settings_start(given, message, tmp_path):
+    """As far as they get without data: each sentence is of the config of that name."""
+    name, *fields = given
+    run = python(["-m", f"experiments.{name}"], *fields, f"--config.run_dir={tmp_path / 'run'}")
+    assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr.startswith("error: ") and message in run.stderr and "Traceback" not in run.stderr
+
+
+def test_a_molecule_has_the_defaults_of_aspirin_and_names_nothing_of_it():
+    molecule, aspirin = (cli.load_config(str(cli.CONFIGS / f"{name}.py")) for name in ("molecule", "aspirin"))
+    own = {"name": "aspirin", "data.path": aspirin.data.path, "data.energy_unit": "eV", "md.temperature_K": 500.0}
+    molecule.update_from_flattened_dict(own)
+    assert molecule.to_dict() == aspirin.to_dict()
+
+
 def test_a_config_needs_a_file_that_is_there():
     for given in (["--config"], ["--config", "--config.seed=1"], ["--config="]):
         with pytest.raises(ValueError, match="--config needs a file"):

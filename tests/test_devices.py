@@ -61,8 +61,8 @@ def stable_training():
     config = tiny.get_config()
     system = systems.build(config)
     params = system.problem.potential.init(jax.random.key(0))
-    state = stabilize.start(config, system, params)
     settings = stabilize.settings_of(config, system)
+    state = stabilize.start(settings, system, params, num_replicas=config.stable.num_replicas)
     made = stable.stable_training(system.problem, settings, execution=system.execution)
     return system, params, state, made, settings
 

@@ -72,7 +72,7 @@ def test_chunks_follow_the_memory_of_an_accelerator(monkeypatch):
     assert 1 <= memory.replica_batch(form, most=64) < 64
     monkeypatch.setattr(memory, "available_bytes", lambda: 4_000_000)
     assert memory.estimator_chunk(potential) > few
-    assert base.execution(config, potential).batch_size is None
+    assert base.execution(potential, form=form, num_replicas=4).batch_size is None
 
 
 def test_experiment_that_does_not_fit_ends_in_one_sentence(tmp_path, monkeypatch):
@@ -112,7 +112,7 @@ def test_buffers_of_replicas_are_given_up_to_the_next_chunk():
     config = tiny.get_config()
     system = systems.build(config)
     params = system.problem.potential.init(jax.random.key(0))
-    evaluator = evaluate.build(config, system)
+    evaluator = evaluate.build(evaluate.schedule_of(config), system)
     prepared = evaluator.prepare(params)
     replicas = evaluator.start(prepared)
     evaluator.run_chunk(prepared, replicas)

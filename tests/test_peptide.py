@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments import pipeline, systems
 from experiments.configs import ac_ala3_nhme as peptide_config
 from experiments.configs import ac_ala3_nhme_paper
 from stablejax.models.nequip import NequIP
+from stablejax.types import Frame
 
 
 def test_record_and_page_have_the_backbone_and_distances_to_15_A(tmp_path):
@@ -42,6 +45,33 @@ def test_record_and_page_have_the_backbone_and_distances_to_15_A(tmp_path):
     assert "7-8, 1" not in system.problem.observables.reference
     (profile,) = system.evaluation.profiles.values()
     assert profile.x[0] < 0.2 and 14.8 < profile.x[-1] < 15.2
+
+
+def test_frames_that_are_held_out_change_no_reference(tmp_path):
+    """Test frames are stretched: criterion and what is trained on stay as they were, what is reported does not."""
+    config = peptide_config.get_config()
+    with np.load(config.data.path) as file:
+        arrays = {name: file[name][::250] if name in "REFV" else file[name] for name in file.files}
+        arrays["trajectory"] = file["trajectory"][::250]
+    config.model.num_features, config.model.num_layers, config.model.radial_width = 2, 1, 4
+    config.data.num_train = config.data.num_validation = config.data.num_test = 4
+    config.observable.width_A, config.observable.smearing_A = 0.5, 0.5
+    built = []
+    for stretch in (1.0, 1.01):
+        if built:
+            arrays["R"][np.setdiff1d(np.arange(len(arrays["R"])), built[0].data.reference)] *= stretch
+        config.data.path = str(tmp_path / f"{stretch}.npz")
+        np.savez(config.data.path, **arrays)
+        built.append(systems.build(config))
+    first, second = built
+    assert not set(first.data.split.test) & set(first.data.reference)
+    jax.tree.map(
+        np.testing.assert_array_equal, first.problem.observables.reference, second.problem.observables.reference
+    )
+    frame = Frame(jnp.asarray(arrays["R"][first.data.reference[0]], jnp.float32))
+    assert float(first.problem.criterion(frame)) == float(second.problem.criterion(frame))
+    reported = [one.evaluation.structure_reference["h_r"] for one in built]
+    assert np.abs(reported[0] - reported[1]).max() > 0
 
 
 def test_default_is_nequip_of_smaller_sizes_and_the_same_criterion():

@@ -69,7 +69,7 @@ def test_pretraining_keeps_the_best_parameters_not_the_last(config, system, tmp_
     trained = system._replace(problem=system.problem._replace(potential=one_number))
     progress = Progress(tmp_path / "metrics.jsonl", io.StringIO())
     progress.stage("pretraining")
-    best = pretrain.run_pretraining(config, trained, progress)
+    best = pretrain.run_pretraining(pretrain.settings_of(config), trained, progress)
     assert float(best) == pytest.approx(1, abs=0.3)
 
 
@@ -126,7 +126,7 @@ def test_frames_that_are_held_out_change_no_reference(config, system, tmp_path):
 
 def test_errors_and_starts_of_an_evaluation_are_those_of_test_frames(config, system):
     data, params = system.data, jax.jit(system.problem.potential.init)(jax.random.key(0))
-    evaluator = evaluate.build(config, system)
+    evaluator = evaluate.build(evaluate.schedule_of(config), system)
     start = np.asarray(evaluator.start(evaluator.prepare(params)).md.position)
     test = data.dataset.position[data.split.test]
     assert all((np.abs(test - x).max(axis=(1, 2)) == 0).any() for x in start)
@@ -149,11 +149,11 @@ def test_motion_counts_whole_windows_only():
 
 
 def test_structure_of_an_evaluation_is_that_of_its_stable_frames(config, system, tmp_path):
-    evaluator = evaluate.build(config, system)
+    evaluator = evaluate.build(evaluate.schedule_of(config), system)
     params = jax.tree.map(jnp.zeros_like, jax.jit(system.problem.potential.init)(jax.random.key(0)))  # atoms fly freely
     progress = Progress(tmp_path / "metrics.jsonl", io.StringIO())
     progress.stage("evaluation")
-    run, _ = evaluate.run_evaluation(config, evaluator, params, progress)
+    run, _ = evaluate.run_evaluation(evaluator, params, progress)
     width = config.observable.width_A
     assert float(run.structure["h_r"].sum() * width) == pytest.approx(1, abs=0.02)  # a density, whatever the frames
     lengths = system.evaluation.structure_reference["bond_length"]
@@ -171,17 +171,19 @@ def test_structure_of_an_evaluation_is_that_of_its_stable_frames(config, system,
 def test_training_that_does_not_fit_is_refused(free, message, config, system, tmp_path, monkeypatch):
     free = iter(free)
     monkeypatch.setattr(memory, "available_bytes", lambda: next(free))
-    state = stabilize.start(config, system, jax.jit(system.problem.potential.init)(jax.random.key(0)))
+    params = jax.jit(system.problem.potential.init)(jax.random.key(0))
+    settings = stabilize.settings_of(config, system)
+    state = stabilize.start(settings, system, params, num_replicas=config.stable.num_replicas)
     with pytest.raises(ValueError, match=message):
-        stabilize.run_stable(config, system, state, [], lambda *_: None, Progress(tmp_path / "metrics.jsonl"))
+        stabilize.run_stable(settings, system, state, [], lambda *_: None, Progress(tmp_path / "metrics.jsonl"))
 
 
 def test_evaluation_that_does_not_fit_is_refused(config, system, tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
-    evaluator = evaluate.build(config, system)
+    evaluator = evaluate.build(evaluate.schedule_of(config), system)
     params = jax.jit(system.problem.potential.init)(jax.random.key(0))
     with pytest.raises(ValueError, match="the evaluation needs .*: lower config.evaluate.num_replicas or chunk_ps"):
-        evaluate.run_evaluation(config, evaluator, params, Progress(tmp_path / "metrics.jsonl"))
+        evaluate.run_evaluation(evaluator, params, Progress(tmp_path / "metrics.jsonl"))
 
 
 def test_simulation_without_instability_is_given_up(config, system, tmp_path):
@@ -192,9 +194,10 @@ def test_simulation_without_instability_is_given_up(config, system, tmp_path):
     progress = Progress(tmp_path / "metrics.jsonl", stream)
     progress.stage("StABlE training")
     params = jax.jit(system.problem.potential.init)(jax.random.key(0))
-    state = stabilize.start(config, calm, params)
+    settings = stabilize.settings_of(config, calm)
+    state = stabilize.start(settings, calm, params, num_replicas=config.stable.num_replicas)
     course: list[dict] = []
-    state, _ = stabilize.run_stable(config, calm, state, course, lambda *_: None, progress)
+    state, _ = stabilize.run_stable(settings, calm, state, course, lambda *_: None, progress)
     assert int(state.cycle) == 0
     assert [entry["phase"] for entry in course] == ["simulating"] * 2
     assert int(state.phase) == stable.FINISHED

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +17,12 @@ from experiments.configs import water as water_config
 from experiments.configs import water_paper
 from experiments.progress import Progress
 from experiments.stages import evaluate, stabilize
-from experiments.systems import base
+from experiments.systems import base, liquid
 from stablejax import forms, topology
+from stablejax.energy_functions import from_atom_energies
 from stablejax.learn import _counted
 from stablejax.observables import structure
+from stablejax.problem import Problem
 from stablejax.space import Pairs, periodic
 from stablejax.types import Frame
 
@@ -120,6 +123,10 @@ def test_a_run_whose_lists_are_too_short_is_repaired_and_ends_the_same(finished,
     assert expected.keys() == found.keys()
     for key, number in expected.items():
         assert found[key] == pytest.approx(number, rel=0.02, abs=1e-3), key
+    num_lengthened = len(capacities)
+    (tmp_path / "evaluation_after.npz").unlink()
+    pipeline.run(config)  # resumed: lists are as long as the run has needed, not found too short once more
+    assert len(capacities) == num_lengthened
 
 
 def test_lists_that_an_evaluation_lengthened_are_handed_on(data, tmp_path):
@@ -130,11 +137,29 @@ def test_lists_that_an_evaluation_lengthened_are_handed_on(data, tmp_path):
     params = jax.jit(potential.init)(jax.random.key(0))
     progress = Progress(tmp_path / "metrics.jsonl", io.StringIO())
     progress.stage("evaluation")
-    _, evaluator = evaluate.run_evaluation(config, evaluate.build(config, short), params, progress)
+    evaluator = evaluate.build(evaluate.schedule_of(config), short)
+    told: list[Problem] = []
+    _, evaluator = evaluate.run_evaluation(evaluator, params, progress, on_longer_lists=told.append)
     assert evaluator.system.problem.potential.lists.num_pairs > 10
-    state = stabilize.start(config, short, params)
-    _, longer = stabilize.run_stable(config, short, state, [], lambda *_: None, progress)
+    assert told[-1].potential.lists.num_pairs == evaluator.system.problem.potential.lists.num_pairs
+    settings = stabilize.settings_of(config, short)
+    state = stabilize.start(settings, short, params, num_replicas=4)
+    _, longer = stabilize.run_stable(settings, short, state, [], lambda *_: None, progress)
     assert longer.problem.potential.lists.num_pairs > 10
+
+
+def test_capacity_of_lists_is_kept_with_a_run(tmp_path):
+    """What a stage needed is what a resumed run begins with; a run without lists has nothing to keep."""
+    plain = from_atom_energies(lambda k, x, pairs: jnp.zeros(4), num_atoms=4, cutoff=2.0)
+    nothing: dict[str, Any] = dict.fromkeys(Problem._fields)
+    problem = Problem(**(nothing | {"potential": plain.with_lists(skin=0.5, num_pairs=1)}))
+    system = base.System(**(dict.fromkeys(base.System._fields) | {"problem": problem}))
+    assert pipeline._with_saved_lists(tmp_path, system) is system
+    pipeline._save_lists(tmp_path, problem._replace(potential=forms.with_longer_lists(problem.potential, 3.0)))
+    found = pipeline._with_saved_lists(tmp_path, system).problem.potential
+    assert (found.lists.num_pairs, found.skin, found.cutoff) == (3, 0.5, 2.0)
+    without = system._replace(problem=problem._replace(potential=plain))
+    assert pipeline._with_saved_lists(tmp_path, without) is without
 
 
 def test_the_statistical_error_of_a_local_gradient_is_estimated(data, tmp_path):
@@ -146,10 +171,58 @@ def test_the_statistical_error_of_a_local_gradient_is_estimated(data, tmp_path):
     course: list[dict] = []
     progress = Progress(tmp_path / "metrics.jsonl", io.StringIO())
     progress.stage("StABlE training")
-    state = stabilize.start(config, system, params)
-    stabilize.run_stable(config, system, state, course, lambda *_: None, progress)
+    settings = stabilize.settings_of(config, system)
+    state = stabilize.start(settings, system, params, num_replicas=4)
+    stabilize.run_stable(settings, system, state, course, lambda *_: None, progress)
     (learning,) = [entry for entry in course if entry["phase"] == "learning"]
     assert 0 < learning["signal_to_noise"] < np.inf
+
+
+def test_frames_that_are_held_out_change_no_reference(data, tmp_path):
+    """Test frames of a wider box: what is trained on and both criteria stay as they were, what is reported does not."""
+    config = tiny(data, tmp_path)
+    system = systems.build(config)
+    with np.load(data) as file:
+        arrays = dict(file)
+    held_out = np.setdiff1d(np.arange(NUM), system.data.reference)
+    assert set(system.data.split.test) <= set(held_out)
+    arrays["R"][held_out] *= 1.02
+    config.data.path = str(tmp_path / "moved.npz")
+    np.savez(config.data.path, **arrays)
+    other = systems.build(config)
+    reference = [one.problem.observables.reference for one in (other, system)]
+    jax.tree.map(np.testing.assert_array_equal, *reference)
+    reported = [one.evaluation.structure_reference["rdf_OO"] for one in (other, system)]
+    assert np.abs(reported[0] - reported[1]).max() > 0
+
+
+def test_motion_of_the_reference_knows_no_jumps_of_wrapped_molecules(data, tmp_path):
+    """Molecules that drift out of the cell have the same curves whether or not their atoms were wrapped."""
+    with np.load(data) as file:
+        arrays = dict(file)
+    velocity = np.repeat(0.02 * np.random.default_rng(1).normal(size=(NUM, 27, 3)), 3, axis=1)  # Å/fs
+    velocity[:] = velocity[np.arange(NUM) // 10 * 10]
+    time = 2.0 * (np.arange(NUM) % 10)[:, None, None]
+    position = arrays["R"][0] + time * velocity
+    arrays |= {"R": position, "V": velocity, "frame_spacing_fs": 2.0}
+    wrapped = position - BOX * np.floor(position / BOX)
+    assert np.abs(wrapped[1:] - wrapped[:-1])[np.arange(1, NUM) % 10 > 0].max() > BOX / 2
+    config = tiny(data, tmp_path)
+    config.evaluate.chunk_ps, config.evaluate.displacement_ps, config.evaluate.green_kubo_ps = 0.02, 0.01, 0.01
+    found = []
+    for name, x in (("drifting", position), ("wrapped", wrapped)):
+        config.data.path = str(tmp_path / f"{name}.npz")
+        np.savez(config.data.path, **(arrays | {"R": x, "wrapped": name == "wrapped"}))
+        system = systems.build(config) if not found else system._replace(data=whole_data(config))
+        found.append(evaluate.reference_motion(evaluate.schedule_of(config), system))
+    assert found[0]["msd"].shape == (4, 6) and found[0]["msd"].max() < 1.0
+    for curve in ("msd", "vacf", "velocity_correlation"):
+        np.testing.assert_allclose(found[1][curve], found[0][curve], rtol=1e-3, atol=1e-5)
+
+
+def whole_data(config):
+    """As `liquid.build` makes it."""
+    return liquid._whole_molecules(base.load(config), threshold=config.stability.bond_threshold_A)[0]
 
 
 def test_energies_over_listed_pairs_are_those_over_all(data, tmp_path):
@@ -161,7 +234,7 @@ def test_energies_over_listed_pairs_are_those_over_all(data, tmp_path):
     energies = [jax.jit(one.atom_energies)(params, position) for one in (whole, listed)]
     np.testing.assert_allclose(*energies, rtol=1e-4, atol=1e-5)
     assert np.std(energies[0]) > 1e-4
-    form = base.simulated_form(config, listed)
+    form = listed.fast(config.md.table_intervals)
     found = form.prepared_energy(form.prepare(params), position, form.lists.init(position))
     np.testing.assert_allclose(found, whole.energy(params, position), rtol=1e-4)
 

@@ -129,7 +129,7 @@ def pretrained_aspirin() -> tuple[Any, Any]:
     with tempfile.TemporaryDirectory() as folder:
         progress = Progress(Path(folder) / "metrics.jsonl")
         progress.stage("pretraining")
-        return system, pretrain.run_pretraining(config, system, progress)
+        return system, pretrain.run_pretraining(pretrain.settings_of(config), system, progress)
 
 
 def num_operations(task: Task) -> float:

@@ -62,9 +62,9 @@ def train(name: str, config, minutes: float) -> list[dict]:
     config = config.copy_and_resolve_references()
     config.pretrain.schedule, config.pretrain.num_steps = "constant", 0
     config.pretrain.learning_rate, config.pretrain.batch_size = settings.learning_rate, settings.batch_size
-    key = base.key_for(config, "model")
+    key = base.key_for(config.seed, "model")
     system = systems.build(config, make_model=lambda _, dataset, key: build_model(name, dataset, key))
-    init, run = pretrain.build(config.pretrain, system)
+    init, run = pretrain.build(pretrain.settings_of(config), system)
     validate = jax.jit(system.problem.qm_loss())
     train_set, held_out = (system.data.labeled(index) for index in system.data.split[:2])
     state = init(jax.jit(system.problem.potential.init)(key))

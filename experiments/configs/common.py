@@ -6,9 +6,9 @@ from ml_collections import ConfigDict, config_dict
 
 
 def get_config() -> ConfigDict:
-    """Fields that have no sensible common value are placeholders and are set per system."""
+    """Fields that have no sensible common value are placeholders, None until they are set."""
     config = ConfigDict()
-    config.name = config_dict.required_placeholder(str)  # names the run's directory and its record
+    config.name = config_dict.placeholder(str)  # names the run's directory and its record
     config.system = "molecule"  # how data become a problem: molecule or liquid
     config.seed = 0  # everything random follows from it
     config.run_dir = ""  # where results go; empty: runs/NAME_seedSEED. A run that was interrupted there is resumed
@@ -20,8 +20,8 @@ def get_config() -> ConfigDict:
     cluster.coordinator = ""  # host:port of process 0, where they meet
 
     data = config.data = ConfigDict()
-    data.path = config_dict.required_placeholder(str)  # .npz (MD17 style) or .xyz
-    data.energy_unit = config_dict.required_placeholder(str)  # eV, kcal/mol or hartree
+    data.path = config_dict.placeholder(str)  # .npz (MD17 style) or .xyz
+    data.energy_unit = config_dict.placeholder(str)  # eV, kcal/mol or hartree
     data.length_unit = "angstrom"  # angstrom or bohr; forces are in energy_unit/length_unit
     data.num_train = 1000  # frames of the static training set
     data.num_validation = 200  # frames that choose the best parameters of pretraining
@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
     pretrain.steps_per_validation = 100
 
     md = config.md = ConfigDict()
-    md.temperature_K = config_dict.required_placeholder(float)
+    md.temperature_K = config_dict.placeholder(float)
     md.timestep_fs = 0.5
     md.thermostat = "langevin"  # langevin or nose_hoover
     md.damping_time_fs = 1000.0  # langevin: 1/friction; nose_hoover: period of the thermostat

@@ -206,7 +206,7 @@ def assemble(work: Path, output: Path) -> None:
     z, molecule = np.tile([8, 1, 1], NUM_MOLECULES), np.repeat(np.arange(NUM_MOLECULES), 3)
     mass, config = atomic_masses[z], water_paper.get_config()
     size = round(1000 * config.evaluate.chunk_ps / SEGMENT_SPACING_FS)
-    motion_fn = jax.jit(liquid.build_motion(config, mass.astype(np.float32), molecule))
+    motion_fn = jax.jit(liquid.build_motion(liquid.lags_of(config), mass.astype(np.float32), molecule))
     windows = [
         motion_fn(Frame(position[start : start + size], velocity[start : start + size] / np.float32(units.FEMTOSECOND)))
         for run in runs

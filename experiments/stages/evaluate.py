@@ -19,6 +19,7 @@ from experiments.systems.base import System
 from stablejax import dynamics, forms, integrators, losses, units
 from stablejax.dynamics import Replica
 from stablejax.integrators import Integrator
+from stablejax.problem import Problem
 from stablejax.types import Array, Frame, Params
 
 
@@ -37,13 +38,20 @@ class Evaluation(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """Lengths of an evaluation, in steps, frames and chunks."""
+    """Lengths of an evaluation, in steps, frames and chunks, and the seed of its velocities and noise."""
 
     num_replicas: int
     steps_per_frame: int
     frames_per_chunk: int
     num_chunks: int
     ps_per_step: float
+    frame_spacing_fs: float
+    seed: int
+
+    @property
+    def ps_per_chunk(self) -> float:
+        """Simulated between two checks by the host."""
+        return self.frames_per_chunk * self.frame_spacing_fs / 1000
 
 
 class ChunkStatistics(NamedTuple):
@@ -79,18 +87,20 @@ def schedule_of(config: ConfigDict) -> Schedule:
         frames_per_chunk=base.whole(settings.chunk_ps * 1000 / settings.frame_spacing_fs, "evaluate.chunk_ps"),
         num_chunks=base.whole(settings.horizon_ps / settings.chunk_ps, "evaluate.horizon_ps"),
         ps_per_step=timestep_fs / 1000,
+        frame_spacing_fs=settings.frame_spacing_fs,
+        seed=config.seed,
     )
 
 
-def build(config: ConfigDict, system: System) -> Evaluator:
-    """Starts, velocities and noise depend on the config only, so they are the same for any parameters.
+def build(schedule: Schedule, system: System) -> Evaluator:
+    """Starts, velocities and noise depend on the seed only, so they are the same for any parameters.
 
     Args:
-      config: of the experiment.
+      schedule: from `schedule_of`.
       system: what is simulated.
     """
-    schedule, execution, problem = schedule_of(config), system.execution, system.problem
-    form = base.simulated_form(config, problem.potential)
+    execution, problem = system.execution, system.problem
+    form = problem.potential.fast(system.table_intervals)
     integrator = system.thermostat(form, problem.mass, kT=problem.kT)
     criterion = system.evaluation.criterion
     run_all = execution.map_replicas(
@@ -109,7 +119,7 @@ def build(config: ConfigDict, system: System) -> Evaluator:
         lambda prepared, one: dynamics.init_replica(integrator, one[0], one[1], prepared, criterion)
     )
     position = system.data.starts(system.data.split.test, schedule.num_replicas)
-    keys = jax.random.split(base.key_for(config, "evaluate"), schedule.num_replicas)
+    keys = jax.random.split(base.key_for(schedule.seed, "evaluate"), schedule.num_replicas)
     start_all = jax.jit(lambda prepared: start(prepared, (keys, position)))
     return Evaluator(system, schedule, jax.jit(form.prepare), start_all, run_chunk)
 
@@ -137,15 +147,19 @@ def _run_one(
 
 
 def run_evaluation(
-    config: ConfigDict, evaluator: Evaluator, params: Params, progress: Progress
+    evaluator: Evaluator,
+    params: Params,
+    progress: Progress,
+    *,
+    on_longer_lists: Callable[[Problem], None] = lambda _: None,
 ) -> tuple[Evaluation, Evaluator]:
     """First passage from held-out starts, and observables of the frames before it.
 
     Args:
-      config: of the experiment.
       evaluator: from `build`.
       params: of the potential.
       progress: told after every chunk.
+      on_longer_lists: given the problem whenever its lists were lengthened.
 
     Returns:
       What was measured, and the evaluator with the neighbor lists that it needed.
@@ -163,13 +177,14 @@ def run_evaluation(
         before, (replicas, seen) = replicas, evaluator.run_chunk(prepared, replicas)
         if int(seen.num_overflows):
             progress.say("a neighbor list overflowed: lists are made longer and the chunk is repeated")
-            evaluator, replicas = build(config, with_longer_lists(evaluator.system)), before
+            evaluator, replicas = build(schedule, with_longer_lists(evaluator.system)), before
+            on_longer_lists(evaluator.system.problem)
             continue
         chunks.append(jax.tree.map(lambda x: x.astype(np.float64), processes.to_host(seen)))
-        fraction = _report(progress, config, schedule, len(chunks), replicas)
+        fraction = _report(progress, schedule, len(chunks), replicas)
         if fraction == 1:
             break
-    return _evaluation(config, evaluator, params, replicas, chunks), evaluator
+    return _evaluation(evaluator, params, replicas, chunks), evaluator
 
 
 def with_longer_lists(system: System) -> System:
@@ -178,12 +193,12 @@ def with_longer_lists(system: System) -> System:
     return system._replace(problem=problem._replace(potential=forms.with_longer_lists(problem.potential)))
 
 
-def _report(progress: Progress, config: ConfigDict, schedule: Schedule, done: int, replicas: Replica) -> float:
+def _report(progress: Progress, schedule: Schedule, done: int, replicas: Replica) -> float:
     """Says how far the evaluation is; returns the fraction that is unstable."""
     fraction = float(replicas.is_frozen.mean())
-    settings = config.evaluate
+    done_ps, horizon_ps = (chunks * schedule.ps_per_chunk for chunks in (done, schedule.num_chunks))
     progress.update(
-        f"{done * settings.chunk_ps:g}/{settings.horizon_ps:g} ps, {100 * fraction:.0f} % unstable",
+        f"{done_ps:g}/{horizon_ps:g} ps, {100 * fraction:.0f} % unstable",
         done / schedule.num_chunks,
         simulated_ps=float(replicas.step.sum()) * schedule.ps_per_step,
         fraction_unstable=fraction,
@@ -191,13 +206,11 @@ def _report(progress: Progress, config: ConfigDict, schedule: Schedule, done: in
     return fraction
 
 
-def _evaluation(
-    config: ConfigDict, evaluator: Evaluator, params: Params, replicas: Replica, chunks: list[ChunkStatistics]
-) -> Evaluation:
+def _evaluation(evaluator: Evaluator, params: Params, replicas: Replica, chunks: list[ChunkStatistics]) -> Evaluation:
     num_frames = sum(seen.num_frames for seen in chunks)
     if num_frames == 0:
         raise ValueError(
-            f"no replica was stable until its first frame at {config.evaluate.frame_spacing_fs:g} fs, so there is "
+            f"no replica was stable until its first frame at {evaluator.schedule.frame_spacing_fs:g} fs, so there is "
             "nothing to average: the potential is too poor to simulate; raise config.pretrain.num_steps."
         )
     structure = jax.tree.map(lambda *parts: sum(parts) / num_frames, *(seen.total for seen in chunks))
@@ -228,25 +241,26 @@ def _mean_motion(chunks: list[ChunkStatistics]) -> dict[str, np.ndarray]:
     return jax.tree.map(mean, *(seen.motion for seen in chunks))
 
 
-def reference_motion(config: ConfigDict, system: System) -> dict[str, np.ndarray]:
+def reference_motion(schedule: Schedule, system: System) -> dict[str, np.ndarray]:
     """[window, lag] curves of the reference: those beside the data, or of its velocities in windows like ours.
 
     Without either, and where their frames are not spaced as those of the evaluation, there are none.
 
     Args:
-      config: of the experiment.
+      schedule: of the evaluation.
       system: whose data are taken.
     """
-    dataset, settings = system.data.dataset, config.evaluate
-    if dataset.motion is not None and dataset.motion_spacing_fs == settings.frame_spacing_fs:
+    dataset, size, spacing_fs = system.data.dataset, schedule.frames_per_chunk, schedule.frame_spacing_fs
+    if dataset.motion is not None and dataset.motion_spacing_fs == spacing_fs:
         return dataset.motion
-    if dataset.velocity is None or dataset.trajectory is None or dataset.frame_spacing_fs != settings.frame_spacing_fs:
+    if dataset.velocity is None or dataset.trajectory is None or dataset.frame_spacing_fs != spacing_fs:
         return {}
-    size = round(settings.chunk_ps * 1000 / settings.frame_spacing_fs)
     runs = [np.flatnonzero(dataset.trajectory == run) for run in np.unique(dataset.trajectory)]
     windows = [run[start : start + size] for run in runs for start in range(0, len(run) - size + 1, size)]
     fn = jax.jit(system.evaluation.motion_fn)
-    curves = [fn(Frame(dataset.position[window], dataset.velocity[window])) for window in windows]
+    # Molecules that left the cell came back on the other side.
+    position = [dataset.space.unwrap(dataset.position[window]) for window in windows]
+    curves = [fn(Frame(x, dataset.velocity[window])) for x, window in zip(position, windows, strict=True)]
     return jax.tree.map(lambda *some: np.stack(some), *curves)
 
 

@@ -22,6 +22,18 @@ from stablejax.parallel import REPLICA_AXIS, REPLICATED
 from stablejax.types import Params
 
 
+class Settings(NamedTuple):
+    """Settings of supervised training."""
+
+    optimizer: optax.GradientTransformation
+    num_steps: int  # at the most
+    batch_size: int
+    steps_per_validation: int
+    average_decay: float  # of the moving average of parameters that is kept
+    min_rate_scale: float | None  # of a plateau, at which training ends; None: another schedule
+    seed: int
+
+
 class Program(NamedTuple):
     """Compiled supervised training, batches shared between all devices."""
 
@@ -29,24 +41,42 @@ class Program(NamedTuple):
     run: Callable  # (state, frames, index of each batch) -> (state, info of each step)
 
 
-def run_pretraining(config: ConfigDict, system: System, progress: Progress) -> Params:
+def settings_of(config: ConfigDict) -> Settings:
+    """Those of `config.pretrain`.
+
+    Raises:
+      ValueError: there is no schedule of that name.
+    """
+    settings = config.pretrain
+    return Settings(
+        optimizer=optimizer_of(settings),
+        num_steps=settings.num_steps,
+        batch_size=settings.batch_size,
+        steps_per_validation=settings.steps_per_validation,
+        average_decay=settings.average_decay,
+        min_rate_scale=settings.min_rate_scale if settings.schedule == "plateau" else None,
+        seed=config.seed,
+    )
+
+
+def run_pretraining(settings: Settings, system: System, progress: Progress) -> Params:
     """Parameters with the lowest validation loss.
 
     Args:
-      config: of the experiment.
+      settings: from `settings_of`.
       system: what is trained.
       progress: told after every validation.
 
     Raises:
       ValueError: training diverged, or the batch does not fit the devices or the memory.
     """
-    settings, data = config.pretrain, system.data
+    data = system.data
     program = build(settings, system)
     validate = jax.jit(system.problem.qm_loss())
     train, validation = data.labeled(data.split.train), data.labeled(data.split.validation)
-    state = program.init(system.problem.potential.init(base.key_for(config, "model")))
+    state = program.init(system.problem.potential.init(base.key_for(settings.seed, "model")))
     _check_memory(settings, program, state, train)
-    rng = np.random.default_rng([config.seed, 0])
+    rng = np.random.default_rng([settings.seed, 0])
     best_loss, best_params = np.inf, state.average_params
     for done in range(0, settings.num_steps, settings.steps_per_validation):
         num_steps = min(settings.steps_per_validation, settings.num_steps - done)
@@ -54,20 +84,19 @@ def run_pretraining(config: ConfigDict, system: System, progress: Progress) -> P
         loss, errors = validate(state.average_params, validation)
         if float(loss) < best_loss:
             best_loss, best_params = float(loss), state.average_params
-        _report(progress, settings, done + num_steps, float(info.loss.mean()), float(loss), errors)
+        _report(progress, done + num_steps, settings.num_steps, float(info.loss.mean()), float(loss), errors)
         if not np.isfinite(float(loss)):
             raise ValueError("pretraining diverged: lower config.pretrain.learning_rate.")
-        if settings.schedule == "plateau" and _has_decayed(settings, state):
+        if settings.min_rate_scale is not None and _has_decayed(state, settings.min_rate_scale):
             break
     return best_params
 
 
-def _report(progress: Progress, settings: ConfigDict, step: int, train_loss: float, loss: float, errors) -> None:
+def _report(progress: Progress, step: int, num_steps: int, train_loss: float, loss: float, errors) -> None:
     energy_mae, force_mae = float(errors.energy_mae), float(errors.force_mae)
     progress.update(
-        f"step {step}/{settings.num_steps}, loss {train_loss:.4f}, validation {1000 * energy_mae:.0f} meV, "
-        f"{force_mae:.3f} eV/Å",
-        step / settings.num_steps,
+        f"step {step}/{num_steps}, loss {train_loss:.4f}, validation {1000 * energy_mae:.0f} meV, {force_mae:.3f} eV/Å",
+        step / num_steps,
         step=step,
         train_loss=train_loss,
         validation_loss=loss,
@@ -76,22 +105,22 @@ def _report(progress: Progress, settings: ConfigDict, step: int, train_loss: flo
     )
 
 
-def _has_decayed(settings: ConfigDict, state) -> bool:
+def _has_decayed(state, min_rate_scale: float) -> bool:
     # Scales are products in float32, a little more or less than the bound.
-    return float(optax.tree.get(state.optimizer_state, "scale")) <= settings.min_rate_scale * (1 + 1e-5)
+    return float(optax.tree.get(state.optimizer_state, "scale")) <= min_rate_scale * (1 + 1e-5)
 
 
-def _check_memory(settings: ConfigDict, program: Program, state, train: Labeled) -> None:
+def _check_memory(settings: Settings, program: Program, state, train: Labeled) -> None:
     num_first = min(settings.num_steps, settings.steps_per_validation)
     first = batches(np.random.default_rng(0), len(train.energy), num_first, settings.batch_size)
     memory.check("pretraining", program.run, (state, train, first), "lower config.pretrain.batch_size")
 
 
-def build(settings: ConfigDict, system: System) -> Program:
+def build(settings: Settings, system: System) -> Program:
     """Supervised training under `jit`.
 
     Args:
-      settings: `config.pretrain`.
+      settings: from `settings_of`.
       system: what is trained.
 
     Raises:
@@ -105,7 +134,7 @@ def build(settings: ConfigDict, system: System) -> Program:
         )
     init, step = pretrain.pretraining(
         system.problem.qm_loss(),
-        optimizer_of(settings),
+        settings.optimizer,
         average_decay=settings.average_decay,
         axis_name=REPLICA_AXIS,
     )

@@ -29,19 +29,19 @@ def settings_of(config: ConfigDict, system: System) -> Settings:
 
     Args:
       config: of the experiment.
-      system: its thermostat and how far beyond the criterion it learns.
+      system: its dynamics and how far beyond the criterion it learns.
 
     Raises:
       ValueError: an optimizer or schedule that is not known.
     """
-    stable_settings, md = config.stable, config.md
-    ps_per_search = stable_settings.steps_per_epoch * md.timestep_fs / 1000
+    stable_settings = config.stable
+    ps_per_search = stable_settings.steps_per_epoch * system.timestep_fs / 1000
     simulation = Simulation(
         thermostat=system.thermostat,
         steps_per_epoch=stable_settings.steps_per_epoch,
         max_unstable=stable_settings.max_unstable,
         max_searches=max(1, math.ceil(stable_settings.max_simulation_ps / ps_per_search - 1e-9)),
-        table_intervals=md.table_intervals,
+        table_intervals=system.table_intervals,
     )
     return Settings(simulation, _learning(stable_settings, system), stable_settings.num_cycles, config.seed)
 
@@ -69,44 +69,53 @@ def _learning(settings: ConfigDict, system: System) -> Learning:
     )
 
 
-def start(config: ConfigDict, system: System, params: Params) -> StableState:
+def start(settings: Settings, system: System, params: Params, *, num_replicas: int) -> StableState:
     """The state at the start of StABlE training, from frames of the training set.
 
     Args:
-      config: of the experiment.
+      settings: from `settings_of`.
       system: what is trained.
       params: pretrained.
+      num_replicas: R.
     """
-    position = system.data.starts(system.data.split.train, config.stable.num_replicas)
-    key, settings = base.key_for(config, "stable"), settings_of(config, system)
+    position = system.data.starts(system.data.split.train, num_replicas)
+    key = base.key_for(settings.seed, "stable")
     return stable.init(system.problem, settings, key, params, position, execution=system.execution)
 
 
 def run_stable(
-    config: ConfigDict, system: System, state: StableState, course: list[dict], save: Save, progress: Progress
+    settings: Settings,
+    system: System,
+    state: StableState,
+    course: list[dict],
+    save: Save,
+    progress: Progress,
+    *,
+    on_longer_lists: Callable[[Problem], None] = lambda _: None,
 ) -> tuple[StableState, System]:
     """StABlE training from where `state` and `course` stand.
 
     Args:
-      config: of the experiment.
+      settings: from `settings_of`.
       system: what is trained.
       state: from `start`, or a saved one.
       course: what was seen so far; it is appended to.
       save: called after every step.
       progress: told after every step.
+      on_longer_lists: given the problem whenever its lists were lengthened.
 
     Returns:
       The last state, and the system with the neighbor lists that it needed.
     """
-    settings = settings_of(config, system)
     training = stable.build(system.problem, settings, execution=system.execution)
     if int(state.phase) != stable.FINISHED:
         _check_memory(system, settings, training, state)
-    recorder = _Recorder(config, state, course, save, progress)
+    recorder = _Recorder(settings, system.timestep_fs / 1000, state, course, save, progress)
     lengthened: list[Problem] = []
 
-    def on_longer_lists(problem: Problem) -> None:
+    def lengthen(problem: Problem) -> None:
         lengthened.append(problem)
+        on_longer_lists(problem)
         progress.say("a neighbor list overflowed: lists are made longer and the step is repeated")
 
     state = stable.run(
@@ -115,7 +124,7 @@ def run_stable(
         state,
         execution=system.execution,
         on_step=recorder,
-        on_longer_lists=on_longer_lists,
+        on_longer_lists=lengthen,
         training=training,
     )
     return state, system._replace(problem=lengthened[-1]) if lengthened else system
@@ -132,8 +141,16 @@ def _check_memory(system: System, settings: Settings, training: stable.StableTra
 class _Recorder:
     """Appends to the course of training what each step saw, saves, and says it."""
 
-    def __init__(self, config: ConfigDict, state: StableState, course: list[dict], save: Save, progress: Progress):
-        self._settings, self._ps_per_step = config.stable, config.md.timestep_fs / 1000
+    def __init__(
+        self,
+        settings: Settings,
+        ps_per_step: float,
+        state: StableState,
+        course: list[dict],
+        save: Save,
+        progress: Progress,
+    ):
+        self._settings, self._ps_per_step = settings, ps_per_step
         self._course, self._save, self._progress = course, save, progress
         self._cycle, self._epoch = int(state.cycle), int(state.learning.epoch)
 
@@ -153,10 +170,16 @@ class _Recorder:
             **entry,
         )
         if isinstance(info, SimulateInfo) and bool(info.gives_up):
-            self._progress.say(
-                f"no more instability: under {100 * self._settings.max_unstable:.0f} % of the replicas failed within "
-                f"{self._settings.max_simulation_ps:g} ps, so StABlE training ends after {cycle} cycles"
-            )
+            self._say_given_up(cycle)
+
+    def _say_given_up(self, cycle: int) -> None:
+        simulation = self._settings.simulation
+        assert simulation.max_searches is not None
+        searched_ps = simulation.max_searches * simulation.steps_per_epoch * self._ps_per_step
+        self._progress.say(
+            f"no more instability: under {100 * simulation.max_unstable:.0f} % of the replicas failed within "
+            f"{searched_ps:g} ps, so StABlE training ends after {cycle} cycles"
+        )
 
 
 def course_entry(info: SimulateInfo | LearnInfo, cycle: int, simulated_ps: float) -> dict:
@@ -211,11 +234,11 @@ def _status(entry: dict, epoch: int) -> str:
     return f"learning, epoch {epoch + 1}, observable loss {entry['observable_loss']:.4f}"
 
 
-def _fraction_of_cycle(settings: ConfigDict, entry: dict, epoch: int) -> float:
+def _fraction_of_cycle(settings: Settings, entry: dict, epoch: int) -> float:
     """Share of a cycle's time that is over; finding instability takes about a quarter."""
     if entry["phase"] == "simulating":
-        return max(0.25 * min(entry["fraction_unstable"] / settings.max_unstable, 1.0), 0.02)
-    return 0.25 + 0.75 * (epoch + 1) / settings.max_epochs
+        return max(0.25 * min(entry["fraction_unstable"] / settings.simulation.max_unstable, 1.0), 0.02)
+    return 0.25 + 0.75 * (epoch + 1) / settings.learning.max_epochs
 
 
 def _optimizer(settings: ConfigDict) -> optax.GradientTransformation:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from ml_collections import ConfigDict
 
 from experiments import memory
@@ -17,7 +18,7 @@ from stablejax import losses, metrics, named, parallel, stability, topology, uni
 from stablejax.integrators import Integrator, langevin, nose_hoover
 from stablejax.parallel import Execution
 from stablejax.potential import Potential
-from stablejax.problem import Problem
+from stablejax.problem import Observables, Problem
 from stablejax.space import Space
 from stablejax.types import Array, Criterion, Frame, ObservableFn
 
@@ -69,8 +70,11 @@ class System(NamedTuple):
     """A data set as a problem for StABlE training, and what else the stages need."""
 
     data: Data
+    model: nn.Module
     problem: Problem
     thermostat: Callable[..., Integrator]  # (potential, mass, *, kT)
+    timestep_fs: float
+    table_intervals: int  # of the tables that replace radial networks in dynamics; 0: exact networks
     execution: Execution
     evaluation: Evaluated
     train_criterion_name: str
@@ -117,50 +121,133 @@ def load(config: ConfigDict) -> Data:
     return Data(dataset._replace(energy=dataset.energy - offset), split, reference, offset)
 
 
-def simulated_form(config: ConfigDict, potential: Potential) -> Potential:
-    """The form that dynamics runs."""
-    return potential.fast(config.md.table_intervals) if config.md.table_intervals else potential
+def make_problem(
+    config: ConfigDict,
+    data: Data,
+    facts: topology.Topology,
+    *,
+    potential: Potential,
+    criterion: Criterion,
+    observables: Observables,
+) -> Problem:
+    """The problem with what every system takes from its config: temperature, weights of labels, further criteria.
+
+    Args:
+      config: of the experiment.
+      data: whose training frames are the labeled ones.
+      facts: of the system.
+      potential: in eV, relative to the data's offset.
+      criterion: of training.
+      observables: that are trained on.
+    """
+    thresholds = by_name(config.stability.others, "stability.others")
+    others = [named.make_criterion(name, facts, threshold=value) for name, value in thresholds.items()]
+    return Problem(
+        potential=potential,
+        mass=jnp.asarray(facts.mass),
+        kT=units.thermal_energy(config.md.temperature_K),
+        criterion=stability.any_of(criterion, *others) if others else criterion,
+        observables=observables,
+        frames=data.labeled(data.split.train),
+        energy_weight=config.pretrain.energy_weight,
+        force_weight=config.pretrain.force_weight,
+    )
 
 
-def key_for(config: ConfigDict, name: str) -> jax.Array:
-    """The PRNG key of one purpose."""
+def make_system(
+    config: ConfigDict,
+    data: Data,
+    model: nn.Module,
+    problem: Problem,
+    evaluation: Evaluated,
+    *,
+    train_criterion_name: str,
+    freeze_above: float,
+) -> System:
+    """The problem with the dynamics of its config.
+
+    Args:
+      config: of the experiment.
+      data: of the system.
+      model: of the potential.
+      problem: from `make_problem`.
+      evaluation: how simulations are judged.
+      train_criterion_name: for the report.
+      freeze_above: beyond the training criterion, in its unit.
+    """
+    md, num_replicas = config.md, max(config.stable.num_replicas, config.evaluate.num_replicas)
+    return System(
+        data=data,
+        model=model,
+        problem=problem,
+        thermostat=thermostat(md.thermostat, timestep_fs=md.timestep_fs, damping_time_fs=md.damping_time_fs),
+        timestep_fs=md.timestep_fs,
+        table_intervals=md.table_intervals,
+        execution=execution(
+            problem.potential,
+            form=problem.potential.fast(md.table_intervals),
+            num_replicas=num_replicas,
+            replica_batch=md.replica_batch,
+            estimator_chunk=config.stable.estimator_chunk,
+        ),
+        evaluation=evaluation,
+        train_criterion_name=train_criterion_name,
+        freeze_above=freeze_above,
+    )
+
+
+def key_for(seed: int, name: str) -> jax.Array:
+    """The PRNG key of one purpose.
+
+    Args:
+      seed: of the experiment.
+      name: of the purpose.
+    """
     purposes = ("model", "stable", "evaluate")
-    return jax.random.fold_in(jax.random.key(config.seed), purposes.index(name))
+    return jax.random.fold_in(jax.random.key(seed), purposes.index(name))
 
 
-def thermostat(config: ConfigDict) -> Callable[..., Integrator]:
-    """`(potential, mass, *, kT) -> Integrator` of the config.
+def thermostat(name: str, *, timestep_fs: float, damping_time_fs: float) -> Callable[..., Integrator]:
+    """`(potential, mass, *, kT) -> Integrator`.
+
+    Args:
+      name: langevin or nose_hoover.
+      timestep_fs: of the integrator.
+      damping_time_fs: 1/friction, or the period of the chain.
 
     Raises:
       ValueError: there is none of that name.
     """
-    md = config.md
-    timestep, damping_time = md.timestep_fs * units.FEMTOSECOND, md.damping_time_fs * units.FEMTOSECOND
+    timestep, damping_time = timestep_fs * units.FEMTOSECOND, damping_time_fs * units.FEMTOSECOND
     known = {
         "langevin": partial(langevin, timestep=timestep, friction=1 / damping_time),
         "nose_hoover": partial(nose_hoover, timestep=timestep, damping_time=damping_time),
     }
-    if md.thermostat not in known:
-        raise ValueError(f"config.md.thermostat has to be one of {', '.join(known)}, got {md.thermostat!r}.")
-    return known[md.thermostat]
+    if name not in known:
+        raise ValueError(f"config.md.thermostat has to be one of {', '.join(known)}, got {name!r}.")
+    return known[name]
 
 
-def execution(config: ConfigDict, potential: Potential) -> Execution:
-    """Replicas shared between all devices, as many side by side as suits them."""
-    form = simulated_form(config, potential)
+def execution(
+    potential: Potential, *, form: Potential, num_replicas: int, replica_batch: int = 0, estimator_chunk: int = 0
+) -> Execution:
+    """Replicas shared between all devices, as many side by side as suits them.
+
+    Args:
+      potential: whose energies the estimator differentiates.
+      form: of it, that dynamics runs.
+      num_replicas: the most that are simulated at once.
+      replica_batch: side by side on a device; 0: chosen from the memory.
+      estimator_chunk: samples whose energies are differentiated together; 0: chosen from the memory.
+    """
+    per_device = num_replicas // jax.device_count()
+    batch = replica_batch or memory.replica_batch(form, per_device)
     return Execution(
         mesh=parallel.replica_mesh(),
-        batch_size=_replica_batch(config, form),
-        chunk_size=config.stable.estimator_chunk or memory.estimator_chunk(potential),
+        batch_size=None if batch >= per_device > 1 else batch,  # None: all of them
+        chunk_size=estimator_chunk or memory.estimator_chunk(potential),
         donates=True,
     )
-
-
-def _replica_batch(config: ConfigDict, form: Potential) -> int | None:
-    """Replicas side by side on a device; None: all of them."""
-    per_device = max(config.stable.num_replicas, config.evaluate.num_replicas) // jax.device_count()
-    batch = config.md.replica_batch or memory.replica_batch(form, per_device)
-    return None if batch >= per_device > 1 else batch
 
 
 def mean_over_frames(fn: Callable, position: np.ndarray) -> Any:
@@ -193,19 +280,6 @@ def find_topology(data: Data, *, position: np.ndarray | None = None) -> topology
     )
 
 
-def other_observables(config: ConfigDict, facts: topology.Topology) -> tuple[dict[str, ObservableFn], dict[str, float]]:
-    """Those that the config names beside the system's own, and the weight of each."""
-    weights = by_name(config.observable.others, "observable.others")
-    return {name: named.make_observable(name, facts) for name in weights}, weights
-
-
-def with_other_criteria(config: ConfigDict, facts: topology.Topology, criterion: Criterion) -> Criterion:
-    """The criterion, or any of those that the config names beside it."""
-    thresholds = by_name(config.stability.others, "stability.others")
-    others = [named.make_criterion(name, facts, threshold=value) for name, value in thresholds.items()]
-    return stability.any_of(criterion, *others) if others else criterion
-
-
 def by_name(text: str, field: str) -> dict[str, float]:
     """Numbers by name from `name=number, name=number`.
 
@@ -226,10 +300,14 @@ def by_name(text: str, field: str) -> dict[str, float]:
     return found
 
 
-def num_lags(longest_fs: float, config: ConfigDict, name: str) -> int:
-    """Lags from 0 to the longest, one for each frame of the evaluation."""
-    spacing_fs = config.evaluate.frame_spacing_fs
-    whole(spacing_fs / config.md.timestep_fs, "evaluate.frame_spacing_fs")
+def num_lags(longest_fs: float, spacing_fs: float, name: str) -> int:
+    """Lags from 0 to the longest, one for each frame.
+
+    Args:
+      longest_fs: lag.
+      spacing_fs: between frames.
+      name: of the setting, for the message.
+    """
     return whole(longest_fs / spacing_fs, name) + 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +16,32 @@ from experiments import architectures
 from experiments.data import loaders
 from experiments.systems import base
 from experiments.systems.base import Data, Evaluated, Measure, Profile, System, mean_over_frames
-from stablejax import metrics, neighborhoods, potential, stability, topology, units
+from stablejax import metrics, neighborhoods, potential, stability, topology
 from stablejax.neighbors import most_pairs
 from stablejax.observables import structure, transport
 from stablejax.problem import Observables, Problem, Subsample
 from stablejax.space import Pairs
 from stablejax.topology import Topology
-from stablejax.types import Criterion, ObservableFn
+from stablejax.types import ObservableFn
 
 FRAMES_FOR_BONDS = 100
+
+
+class Window(NamedTuple):
+    """Over which RDFs have to stay near the reference."""
+
+    ps: float
+    steps_per_frame: int
+    frames_per_window: int
+    threshold: float  # ∫|Δg|dr, Å
+
+
+class Lags(NamedTuple):
+    """Of curves of motion, in frames, 0 among them."""
+
+    vacf: int
+    displacement: int
+    velocity: int  # of molecules
 
 
 def build(config: ConfigDict, make_model: Callable = architectures.make) -> System:
@@ -33,63 +51,83 @@ def build(config: ConfigDict, make_model: Callable = architectures.make) -> Syst
       config: of the experiment.
       make_model: `(config, data set, key)` -> architecture.
     """
-    data, facts = _whole_molecules(config, base.load(config))
+    data = base.load(config)
+    if data.dataset.cell is None:
+        raise ValueError(f"{config.data.path} has no cell, expected a periodic system: use experiments.aspirin.")
     if config.observable.others:
         raise ValueError("config.observable.others is for molecules, expected none for a liquid: leave it empty.")
-    model = make_model(config, data.dataset, base.key_for(config, "model"))
-    between = _between(facts)
-    bound = potential.bind(model, facts.species, space=facts.space, offset=data.offset)
-    listed = bound.with_lists(skin=config.md.skin_A, num_pairs=_capacity(config, data, bound))
+    data, facts = _whole_molecules(data, threshold=config.stability.bond_threshold_A)
+    model = make_model(config, data.dataset, base.key_for(config.seed, "model"))
+    problem = _problem(config, data, facts, potential.bind(model, facts.species, space=facts.space, offset=data.offset))
+    threshold, observable = config.stability.train_threshold_A, config.observable
+    evaluation = _evaluated(
+        data,
+        facts,
+        _rdfs(facts, stop=observable.stop_A, width=observable.width_A),
+        structure.bin_centers(observable.stop_A, observable.width_A),
+        width=observable.width_A,
+        window=_window_of(config),
+        motion_fn=build_motion(lags_of(config), facts.mass, facts.molecule),
+    )
+    return base.make_system(
+        config,
+        data,
+        model,
+        problem,
+        evaluation,
+        train_criterion_name=f"atoms of two molecules are nearer than {threshold:g} Å",
+        freeze_above=threshold - config.stability.learn_threshold_A,
+    )
+
+
+def _problem(config: ConfigDict, data: Data, facts: Topology, bound: potential.Potential) -> Problem:
+    """Over neighbor lists, learned from the neighborhoods of molecules."""
+    observable, skin, between = config.observable, config.md.skin_A, _between(facts)
     mean_length = structure.molecule_bond_lengths(facts.bonds, facts.molecule, space=facts.space)
     nearest = structure.molecule_distances(between, facts.molecule, space=facts.space)
-    settings = config.stability
-    problem = Problem(
-        potential=listed,
-        mass=jnp.asarray(facts.mass),
-        kT=units.thermal_energy(config.md.temperature_K),
-        criterion=base.with_other_criteria(
-            config,
-            facts,
-            stability.intermolecular_distance(between, threshold=settings.train_threshold_A, space=facts.space),
+    problem = base.make_problem(
+        config,
+        data,
+        facts,
+        potential=bound.with_lists(skin=skin, num_pairs=_capacity(data, bound, skin, config.md.spare_pairs)),
+        criterion=stability.intermolecular_distance(
+            between, threshold=config.stability.train_threshold_A, space=facts.space
         ),
-        observables=_local_observables(config, data, mean_length, nearest),
-        frames=data.labeled(data.split.train),
-        energy_weight=config.pretrain.energy_weight,
-        force_weight=config.pretrain.force_weight,
+        observables=_local_observables(
+            data,
+            mean_length,
+            nearest,
+            length_weight=observable.length_weight,
+            distance_weight=observable.distance_weight,
+            stop=observable.distance_stop_A,
+            width=observable.distance_width_A,
+        ),
+    )
+    # What tells unstable molecules from the others: their smallest distance to another where that is learned.
+    value_fn = nearest if observable.distance_weight else _deviation(mean_length, float(facts.bond_length.mean()))
+    return problem._replace(
         neighborhoods=neighborhoods.nearest_molecules(
-            facts.molecule, num_molecules=config.observable.molecules_per_neighborhood, space=facts.space
+            facts.molecule, num_molecules=observable.molecules_per_neighborhood, space=facts.space
         ),
-        subsample=_subsample(config, mean_length, nearest, float(facts.bond_length.mean())),
-    )
-    return System(
-        data=data,
-        problem=problem,
-        thermostat=base.thermostat(config),
-        execution=base.execution(config, listed),
-        evaluation=_evaluated(config, data, facts),
-        train_criterion_name=f"atoms of two molecules are nearer than {settings.train_threshold_A:g} Å",
-        freeze_above=settings.train_threshold_A - settings.learn_threshold_A,
+        # As many molecules from each bin of that value (A.6).
+        subsample=Subsample(value_fn, observable.num_bins, observable.per_bin) if observable.num_bins else None,
     )
 
 
-def _whole_molecules(config: ConfigDict, data: Data) -> tuple[Data, Topology]:
+def _whole_molecules(data: Data, *, threshold: float) -> tuple[Data, Topology]:
     """The data with whole molecules, and the facts of the system."""
-    dataset = data.dataset
-    if dataset.cell is None:
-        raise ValueError(f"{config.data.path} has no cell, expected a periodic system: use experiments.aspirin.")
-    reference = data.reference_position
+    dataset, reference = data.dataset, data.reference_position
     facts = base.find_topology(data, position=reference[:: max(1, len(reference) // FRAMES_FOR_BONDS)])
     if dataset.is_wrapped:
         position = topology.make_whole(dataset.position, facts.bonds, facts.space)
         data = data._replace(dataset=dataset._replace(position=position, is_wrapped=False))
-    loaders.check_bonds_kept(data.dataset, facts.bonds, threshold=config.stability.bond_threshold_A)
+    loaders.check_bonds_kept(data.dataset, facts.bonds, threshold=threshold)
     return data, facts
 
 
-def _capacity(config: ConfigDict, data: Data, bound: potential.Potential) -> int:
+def _capacity(data: Data, bound: potential.Potential, skin: float, margin: float) -> int:
     assert bound.cutoff is not None
-    reach = dict(cutoff=bound.cutoff, skin=config.md.skin_A, margin=config.md.spare_pairs)
-    return most_pairs(data.dataset.position, **reach, space=bound.space)
+    return most_pairs(data.dataset.position, cutoff=bound.cutoff, skin=skin, margin=margin, space=bound.space)
 
 
 def _between(facts: Topology) -> Pairs:
@@ -98,15 +136,22 @@ def _between(facts: Topology) -> Pairs:
     return Pairs(*(np.concatenate(atoms) for atoms in zip(*pairs.values(), strict=True)))
 
 
-def _local_observables(config: ConfigDict, data: Data, mean_length: ObservableFn, nearest: ObservableFn) -> Observables:
+def _local_observables(
+    data: Data,
+    mean_length: ObservableFn,
+    nearest: ObservableFn,
+    *,
+    length_weight: float,
+    distance_weight: float,
+    stop: float,
+    width: float,
+) -> Observables:
     """What is trained on, [molecule], and its means over the reference."""
-    settings = config.observable
     functions: dict[str, ObservableFn] = {"bond_length": mean_length}
-    weights = {"bond_length": settings.length_weight}
-    if settings.distance_weight:
-        center = structure.bin_centers(settings.distance_stop_A, settings.distance_width_A)
-        functions["distance"] = structure.density(nearest, center, smearing=settings.distance_width_A / 2)
-        weights["distance"] = settings.distance_weight * settings.distance_width_A
+    weights = {"bond_length": length_weight}
+    if distance_weight:
+        functions["distance"] = structure.density(nearest, structure.bin_centers(stop, width), smearing=width / 2)
+        weights["distance"] = distance_weight * width
 
     def fn(frame):
         return {name: one(frame) for name, one in functions.items()}
@@ -117,25 +162,23 @@ def _local_observables(config: ConfigDict, data: Data, mean_length: ObservableFn
     return Observables(fn, mean_over_frames(over_molecules, data.reference_position), weights)
 
 
-def _subsample(config: ConfigDict, mean_length: ObservableFn, nearest: ObservableFn, target: float) -> Subsample | None:
-    """Molecules that are learned from: as many from each bin of what tells the unstable ones from the others (A.6).
-
-    The deviation of their bonds from the mean; their smallest distance to another where that is learned.
-    """
-    settings = config.observable
-    if not settings.num_bins:
-        return None
-
-    def value_fn(frame):
-        return nearest(frame) if settings.distance_weight else jnp.abs(mean_length(frame) - target)
-
-    return Subsample(value_fn, num_bins=settings.num_bins, per_bin=settings.per_bin)
+def _deviation(mean_length: ObservableFn, target: float) -> ObservableFn:
+    """Of the bonds of each molecule, [molecule]."""
+    return lambda frame: jnp.abs(mean_length(frame) - target)
 
 
-def _evaluated(config: ConfigDict, data: Data, facts: Topology) -> Evaluated:
-    rdfs, settings, space = _rdfs(config, facts), config.observable, facts.space
-    lengths = structure.bond_lengths(facts.bonds, space=space)
-    angles = structure.bond_angles(topology.angle_triples(facts.bonds), space=space)
+def _evaluated(
+    data: Data,
+    facts: Topology,
+    rdfs: dict[str, ObservableFn],
+    center: np.ndarray,
+    *,
+    width: float,
+    window: Window,
+    motion_fn: Callable,
+) -> Evaluated:
+    lengths = structure.bond_lengths(facts.bonds, space=facts.space)
+    angles = structure.bond_angles(topology.angle_triples(facts.bonds), space=facts.space)
 
     def rdf_fn(frame):
         return {name: fn(frame) for name, fn in rdfs.items()}
@@ -143,11 +186,19 @@ def _evaluated(config: ConfigDict, data: Data, facts: Topology) -> Evaluated:
     def structure_fn(frame):
         return rdf_fn(frame) | {"bond_length": lengths(frame), "bond_angle": angles(frame)}
 
-    center = structure.bin_centers(settings.stop_A, settings.width_A)
-    criterion, name = _rdf_criterion(config, rdf_fn, mean_over_frames(rdf_fn, data.reference_position))
+    criterion = stability.window_mean_error(
+        rdf_fn,
+        mean_over_frames(rdf_fn, data.reference_position),
+        bin_width=width,
+        steps_per_frame=window.steps_per_frame,
+        frames_per_window=window.frames_per_window,
+        threshold=window.threshold,
+    )
     return Evaluated(
         criterion=criterion,
-        criterion_name=name,
+        criterion_name=(
+            f"an RDF over {window.ps:g} ps deviates by {window.threshold:g} Å from the reference (∫|Δg|dr)"
+        ),
         structure_fn=structure_fn,
         structure_reference=mean_over_frames(structure_fn, data.dataset.position),
         profiles={
@@ -155,7 +206,7 @@ def _evaluated(config: ConfigDict, data: Data, facts: Topology) -> Evaluated:
             for name in rdfs
         },
         measures=_measures(rdfs),
-        motion_fn=build_motion(config, facts.mass, facts.molecule),
+        motion_fn=motion_fn,
     )
 
 
@@ -163,32 +214,23 @@ def _kind(name: str) -> str:
     return name.removeprefix("rdf_")
 
 
-def _rdfs(config: ConfigDict, facts: Topology) -> dict[str, ObservableFn]:
-    settings = config.observable
+def _rdfs(facts: Topology, *, stop: float, width: float) -> dict[str, ObservableFn]:
     return {
         f"rdf_{chemical_symbols[high]}{chemical_symbols[low]}": structure.radial_distribution(
-            some, stop=settings.stop_A, width=settings.width_A, space=facts.space
+            some, stop=stop, width=width, space=facts.space
         )
         for (low, high), some in topology.intermolecular_pairs(facts.species, facts.molecule).items()
     }
 
 
-def _rdf_criterion(config: ConfigDict, rdf_fn: ObservableFn, reference) -> tuple[Criterion, str]:
-    """RDFs over windows, and what that is called."""
+def _window_of(config: ConfigDict) -> Window:
     settings = config.stability
-    criterion = stability.window_mean_error(
-        rdf_fn,
-        reference,
-        bin_width=config.observable.width_A,
+    return Window(
+        ps=settings.window_ps,
         steps_per_frame=base.whole(settings.look_fs / config.md.timestep_fs, "stability.look_fs"),
         frames_per_window=base.whole(settings.window_ps * 1000 / settings.look_fs, "stability.window_ps"),
         threshold=settings.evaluate_threshold,
     )
-    name = (
-        f"an RDF over {settings.window_ps:g} ps deviates by {settings.evaluate_threshold:g} Å from the reference "
-        "(∫|Δg|dr)"
-    )
-    return criterion, name
 
 
 def _measures(rdfs) -> tuple[Measure, ...]:
@@ -201,27 +243,38 @@ def _measures(rdfs) -> tuple[Measure, ...]:
     return (*measures, base.LENGTH_MEASURE, base.ANGLE_MEASURE)
 
 
-def build_motion(config: ConfigDict, mass: np.ndarray, molecule: np.ndarray) -> Callable:
+def lags_of(config: ConfigDict) -> Lags:
+    """Lags of the evaluation's curves of motion.
+
+    Raises:
+      ValueError: frames of the evaluation do not divide one.
+    """
+    settings = config.evaluate
+    spacing_fs = settings.frame_spacing_fs
+    return Lags(
+        vacf=base.num_lags(settings.vacf_window_fs, spacing_fs, "evaluate.vacf_window_fs"),
+        displacement=base.num_lags(1000 * settings.displacement_ps, spacing_fs, "evaluate.displacement_ps"),
+        velocity=base.num_lags(1000 * settings.green_kubo_ps, spacing_fs, "evaluate.green_kubo_ps"),
+    )
+
+
+def build_motion(lags: Lags, mass: np.ndarray, molecule: np.ndarray) -> Callable:
     """Of a window of frames: the VACF of atoms; displacement and velocity correlation of molecules.
 
     Args:
-      config: of the experiment.
+      lags: of each curve.
       mass: amu.
       molecule: number of the molecule of each atom.
     """
-    settings = config.evaluate
-    vacf_lags = base.num_lags(settings.vacf_window_fs, config, "evaluate.vacf_window_fs")
-    msd_lags = base.num_lags(1000 * settings.displacement_ps, config, "evaluate.displacement_ps")
-    velocity_lags = base.num_lags(1000 * settings.green_kubo_ps, config, "evaluate.green_kubo_ps")
     centers = partial(transport.molecule_centers, mass=mass, molecule=molecule)
     molecule_mass = np.bincount(molecule, weights=mass)
 
     def motion_fn(frame):
         position, velocity = centers(frame.position), centers(frame.velocity)
         return {
-            "vacf": transport.velocity_autocorrelation(frame.velocity, jnp.asarray(mass), num_lags=vacf_lags),
-            "msd": transport.mean_squared_displacement(position, molecule_mass, num_lags=msd_lags),
-            "velocity_correlation": transport.velocity_correlation(velocity, molecule_mass, num_lags=velocity_lags),
+            "vacf": transport.velocity_autocorrelation(frame.velocity, jnp.asarray(mass), num_lags=lags.vacf),
+            "msd": transport.mean_squared_displacement(position, molecule_mass, num_lags=lags.displacement),
+            "velocity_correlation": transport.velocity_correlation(velocity, molecule_mass, num_lags=lags.velocity),
         }
 
     return motion_fn

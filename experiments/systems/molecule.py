@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import architectures
 from experiments.data import loaders
 from experiments.systems import base
 from experiments.systems.base import Data, Evaluated, Measure, Profile, System, mean_over_frames
-from stablejax import metrics, potential, stability, topology, units
+from stablejax import metrics, named, potential, stability, topology
 from stablejax.observables import structure, transport
-from stablejax.problem import Observables, Problem
+from stablejax.problem import Observables
 from stablejax.space import all_pairs
 from stablejax.topology import Topology
+from stablejax.types import ObservableFn
 
 RAMACHANDRAN_BINS = 36
 MOLECULE_MEASURES: tuple[Measure, ...] = (
@@ -33,6 +36,19 @@ RAMACHANDRAN_MEASURE = Measure(
 )
 
 
+class Bins(NamedTuple):
+    """Of a distribution of distances, from 0, Å."""
+
+    stop: float
+    width: float
+    smearing: float  # width of the Gaussians
+
+    @property
+    def center(self) -> np.ndarray:
+        """[bin]."""
+        return structure.bin_centers(self.stop, self.width)
+
+
 def build(config: ConfigDict, make_model: Callable = architectures.make) -> System:
     """A molecule in open boundaries, judged by its bond lengths and trained on its h(r).
 
@@ -45,24 +61,32 @@ def build(config: ConfigDict, make_model: Callable = architectures.make) -> Syst
         raise ValueError(f"{config.data.path} is of a periodic system, expected a molecule: use experiments.water.")
     facts, settings = base.find_topology(data), config.stability
     loaders.check_bonds_kept(data.dataset, facts.bonds, threshold=settings.evaluate_threshold_A)
-    model = make_model(config, data.dataset, base.key_for(config, "model"))
-    bound = potential.bind(model, data.dataset.species, offset=data.offset)
-    problem = Problem(
-        potential=bound,
-        mass=jnp.asarray(facts.mass),
-        kT=units.thermal_energy(config.md.temperature_K),
-        criterion=base.with_other_criteria(config, facts, _criterion(facts, settings.train_threshold_A)),
-        observables=_trained_observables(config, data, facts),
-        frames=data.labeled(data.split.train),
-        energy_weight=config.pretrain.energy_weight,
-        force_weight=config.pretrain.force_weight,
+    model = make_model(config, data.dataset, base.key_for(config.seed, "model"))
+    observable, evaluate = config.observable, config.evaluate
+    bins = Bins(observable.stop_A, observable.width_A, observable.smearing_A)
+    functions = _distance_distributions(facts, bins, observable.by_element, observable.by_separation)
+    problem = base.make_problem(
+        config,
+        data,
+        facts,
+        potential=potential.bind(model, data.dataset.species, offset=data.offset),
+        criterion=_criterion(facts, settings.train_threshold_A),
+        observables=_trained_observables(
+            data,
+            facts,
+            functions,
+            weight=observable.weight * observable.width_A,
+            bond_weight=observable.bond_weight,
+            others=base.by_name(observable.others, "observable.others"),
+        ),
     )
-    return System(
-        data=data,
-        problem=problem,
-        thermostat=base.thermostat(config),
-        execution=base.execution(config, bound),
-        evaluation=_evaluated(config, data, facts),
+    num_lags = base.num_lags(evaluate.vacf_window_fs, evaluate.frame_spacing_fs, "evaluate.vacf_window_fs")
+    return base.make_system(
+        config,
+        data,
+        model,
+        problem,
+        _evaluated(data, facts, bins, threshold=settings.evaluate_threshold_A, num_lags=num_lags),
         train_criterion_name=_criterion_name(settings.train_threshold_A),
         freeze_above=settings.learn_threshold_A - settings.train_threshold_A,
     )
@@ -76,12 +100,10 @@ def _criterion_name(threshold: float) -> str:
     return f"a bond deviates by {threshold:g} Å from its mean length"
 
 
-def _evaluated(config: ConfigDict, data: Data, facts: Topology) -> Evaluated:
-    center = structure.bin_centers(config.observable.stop_A, config.observable.width_A)
+def _evaluated(data: Data, facts: Topology, bins: Bins, *, threshold: float, num_lags: int) -> Evaluated:
+    center = bins.center
     functions = {
-        "h_r": structure.interatomic_distances(
-            all_pairs(len(facts.species)), center, smearing=config.observable.smearing_A
-        ),
+        "h_r": structure.interatomic_distances(all_pairs(len(facts.species)), center, smearing=bins.smearing),
         "bond_length": structure.bond_lengths(facts.bonds),
         "bond_angle": structure.bond_angles(topology.angle_triples(facts.bonds)),
     }
@@ -97,15 +119,14 @@ def _evaluated(config: ConfigDict, data: Data, facts: Topology) -> Evaluated:
     reference = mean_over_frames(structure_fn, data.dataset.position)
     is_seen = reference["h_r"] > 1e-3 * reference["h_r"].max()
     shown = (0.5, float(center[is_seen].max()) + 0.5)
-    num_lags = base.num_lags(config.evaluate.vacf_window_fs, config, "evaluate.vacf_window_fs")
     mass = jnp.asarray(facts.mass)
 
     def motion_fn(frame):
         return {"vacf": transport.velocity_autocorrelation(frame.velocity, mass, num_lags=num_lags)}
 
     return Evaluated(
-        criterion=_criterion(facts, config.stability.evaluate_threshold_A),
-        criterion_name=_criterion_name(config.stability.evaluate_threshold_A),
+        criterion=_criterion(facts, threshold),
+        criterion_name=_criterion_name(threshold),
         structure_fn=structure_fn,
         structure_reference=reference,
         profiles={"h_r": Profile(center, "distribution of interatomic distances", "r (Å)", "h(r) (1/Å)", shown)},
@@ -114,22 +135,34 @@ def _evaluated(config: ConfigDict, data: Data, facts: Topology) -> Evaluated:
     )
 
 
-def _trained_observables(config: ConfigDict, data: Data, facts: Topology) -> Observables:
-    """h(r) of every kind of pair and variances of bond lengths, with their means over the reference."""
-    settings = config.observable
-    center = structure.bin_centers(settings.stop_A, settings.width_A)
-    functions = {
-        name: structure.interatomic_distances(some, center, smearing=settings.smearing_A)
-        for name, some in _kinds_of_pairs(facts, settings.by_element, settings.by_separation).items()
+def _distance_distributions(
+    facts: Topology, bins: Bins, by_element: bool, by_separation: bool
+) -> dict[str, ObservableFn]:
+    """h(r) of every kind of pair."""
+    return {
+        name: structure.interatomic_distances(some, bins.center, smearing=bins.smearing)
+        for name, some in _kinds_of_pairs(facts, by_element, by_separation).items()
     }
-    weights = dict.fromkeys(functions, settings.weight * settings.width_A / len(functions))
-    if settings.bond_weight:
+
+
+def _trained_observables(
+    data: Data,
+    facts: Topology,
+    functions: dict[str, ObservableFn],
+    *,
+    weight: float,
+    bond_weight: float,
+    others: dict[str, float],
+) -> Observables:
+    """Distributions of distances, variances of bond lengths and others, with their means over the reference."""
+    functions, weights = dict(functions), dict.fromkeys(functions, weight / len(functions))
+    if bond_weight:
         lengths, mean = structure.bond_lengths(facts.bonds), facts.bond_length
         variance = mean_over_frames(lambda frame: (lengths(frame) - mean) ** 2, data.reference_position)
         functions["bond_variance"] = structure.bond_variances(facts.bonds, mean, variance)
-        weights["bond_variance"] = settings.bond_weight / len(mean)
-    others, their_weights = base.other_observables(config, facts)
-    functions, weights = functions | others, weights | their_weights
+        weights["bond_variance"] = bond_weight / len(mean)
+    functions |= {name: named.make_observable(name, facts) for name in others}
+    weights |= others
 
     def fn(frame):
         return {name: one(frame) for name, one in functions.items()}
