@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from experiments.configs import water as water_config
 from experiments.configs import water_paper
 from experiments.progress import Progress
 from experiments.stages import evaluate, stabilize
-from experiments.systems import base
+from experiments.systems import base, liquid
 from stablejax import topology
 from stablejax.learn import _counted
 from stablejax.observables import structure
@@ -253,3 +254,19 @@ def test_distances_between_molecules_are_learned_as_their_distribution(data, tmp
     assert observables.reference["distance"].shape == (30,)
     assert observables.reference["distance"].sum() * width == pytest.approx(1.0, abs=0.02)
     assert observables.weight["distance"] == 2.0 * width
+
+
+def test_weights_of_a_liquid_are_those_of_the_config_and_references_those_of_its_frames():
+    config = water_config.get_config()
+    settings = config.observable
+    settings.length_weight, settings.distance_weight, settings.distance_stop_A = 7.0, 2.0, 3.0
+    position = np.random.default_rng(0).uniform(1.0, 2.0, (5, 4, 3)).astype(np.float32)
+    data = SimpleNamespace(reference_position=position)
+    found = liquid._local_observables(
+        config, data, lambda frame: frame.position[:, 0], lambda frame: frame.position[:, 1]
+    )
+    assert found.weight == pytest.approx({"bond_length": 7.0, "distance": 2.0 * settings.distance_width_A})
+    assert float(found.reference["bond_length"]) == pytest.approx(position[:, :, 0].mean(), rel=1e-5)
+    center = structure.bin_centers(3.0, settings.distance_width_A)
+    mean = float(found.reference["distance"] @ center) * settings.distance_width_A
+    assert mean == pytest.approx(position[:, :, 1].mean(), rel=1e-3)
