@@ -11,14 +11,16 @@ import optax
 import pytest
 from jax_md import simulate as jax_md_simulate
 
-from stablejax import from_atom_energies, parallel, stable
+from stablejax import boltzmann_value_and_grad, from_atom_energies, parallel, stable
 from stablejax.dynamics import Integrator
-from stablejax.learn import Endpoints, Learning, LearnPhase, Optimization, learn_phase, static_batch
-from stablejax.losses import Labeled
+from stablejax.learn import Endpoints, Learning, LearnPhase, Noise, Optimization, learn_phase, static_batch
+from stablejax.losses import Labeled, observable_loss
 from stablejax.neighborhoods import balanced_subsample
 from stablejax.parallel import ONE_DEVICE
 from stablejax.problem import Observables, Problem, Subsample
 from stablejax.simulate import Simulation, make_engine
+from stablejax.types import Frame
+from stablejax.uncertainty import jackknife_gradient
 
 NUM_ATOMS, NUM_REPLICAS = 6, 4
 START = jax.random.normal(jax.random.key(0), (NUM_REPLICAS, NUM_ATOMS, 3))
@@ -68,6 +70,25 @@ def test_molecules_are_chosen_among_those_of_all_devices():
     assert 0 < int(chosen.sum()) < 9
     mean = float(np.mean(np.asarray(START[:, :, 1] ** 2)[np.asarray(chosen)]))
     assert float(info.updates.observable_loss) == pytest.approx(WEIGHT * (mean - REFERENCE) ** 2, rel=1e-4)
+
+
+def test_blocks_of_the_jackknife_are_whole_replicas():
+    """Frames of a replica that stands still are copies of each other: apart, they would hide the error."""
+    mean_square = lambda frame: jnp.mean(frame.position[:, 1] ** 2)  # noqa: E731
+    problem = make_problem()._replace(
+        observables=Observables(mean_square, jnp.float32(REFERENCE), WEIGHT), neighborhoods=None, subsample=None
+    )
+    engine = make_engine(problem, SIMULATION._replace(steps_per_epoch=2), ONE_DEVICE)
+    phase = learn_phase(problem, engine, LEARNING._replace(noise=Noise(num_blocks=NUM_REPLICAS)))
+    k = jnp.float32(1.3)
+    replicas = engine.start(k, jax.random.key(1), START)
+    _, info, _ = jax.jit(phase.step)(phase.init(k), replicas, FRAMES, jax.random.key(0))
+    fit = boltzmann_value_and_grad(
+        observable_loss(jnp.float32(REFERENCE), WEIGHT), problem.energies(), mean_square, kT=problem.kT
+    )
+    frames = Frame(jnp.repeat(START, 2, axis=0))
+    trust = jackknife_gradient(fit, num_blocks=NUM_REPLICAS)(k, frames, block=np.repeat(np.arange(NUM_REPLICAS), 2))
+    assert float(info.signal_to_noise) == pytest.approx(float(trust.signal_to_noise), rel=1e-4)
 
 
 def test_the_key_of_an_epoch_is_of_the_run_and_of_the_step(monkeypatch):

@@ -237,10 +237,14 @@ def test_molecules_are_chosen_by_what_tells_the_unstable_ones(name, data, tmp_pa
     assert np.bincount(index[chosen[is_valid]]).tolist() == [min(n, 1) for n in np.bincount(index.reshape(-1))]
 
 
-def test_all_molecules_are_learned_from_where_there_are_no_bins(data, tmp_path):
+def test_all_molecules_are_learned_from_where_there_are_no_bins_and_frames_beyond_the_criterion(data, tmp_path):
     config = tiny(data, tmp_path)
     config.observable.num_bins = 0
-    assert systems.build(config).problem.subsample is None
+    config.stability.train_threshold_A, config.stability.learn_threshold_A = 1.2, 0.9
+    system = systems.build(config)
+    assert system.problem.subsample is None
+    # Atoms may come as near as the second: so far beyond the criterion frames are learned from.
+    assert system.freeze_above == pytest.approx(0.3)
 
 
 def test_distances_between_molecules_are_learned_as_their_distribution(data, tmp_path):
