@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -636,16 +637,36 @@ def test_crossed_halves_give_an_unbiased_gradient_of_a_loss_and_the_plain_form_d
 
 
 def test_halves_are_what_the_caller_says():
-    """Alternating samples, written out."""
+    """Alternating samples, and a third of all, written out; the value is that of all of them."""
     samples = np.asarray(harmonic_samples(8, (40,), 1.3), float)
-    half = np.arange(40) % 2
     fit = boltzmann_value_and_grad(lambda m: (m - 0.2) ** 2, harmonic, jnp.square, kT=KT, crosses_halves=True)
-    mean = [np.mean(samples[half == h] ** 2) for h in (0, 1)]
-    slope = [-np.cov(samples[half == h] ** 2, 0.5 * samples[half == h] ** 2)[0, 1] / KT for h in (0, 1)]
-    expected = (mean[0] - 0.2) * slope[1] + (mean[1] - 0.2) * slope[0]
-    assert float(fit(1.3, samples, half=half)[1]) == pytest.approx(expected, rel=1e-4)
+    for half in (np.arange(40) % 2, np.arange(40) % 3 // 2):
+        mean = [np.mean(samples[half == h] ** 2) for h in (0, 1)]
+        slope = [-np.cov(samples[half == h] ** 2, 0.5 * samples[half == h] ** 2)[0, 1] / KT for h in (0, 1)]
+        expected = (mean[0] - 0.2) * slope[1] + (mean[1] - 0.2) * slope[0]
+        value, gradient = fit(1.3, samples, half=half)
+        assert float(gradient) == pytest.approx(expected, rel=1e-4)
+        assert float(value) == pytest.approx((np.mean(samples**2) - 0.2) ** 2, rel=1e-4)
     with pytest.raises(ValueError, match="`half` goes with `crosses_halves`"):
         boltzmann_value_and_grad(jnp.square, harmonic, jnp.square, kT=KT)(1.3, samples, half=half)
+
+
+def test_halves_are_those_of_all_devices():
+    """The first and the second of all samples, wherever they are."""
+    samples = harmonic_samples(8, (40,), 1.3)
+    fit = partial(boltzmann_value_and_grad, lambda m: (m - 0.2) ** 2, harmonic, jnp.square, kT=KT, crosses_halves=True)
+    value, slope = jax.vmap(partial(fit(axis_name="device"), 1.3), axis_name="device")(samples.reshape(4, 10))
+    for device in range(4):
+        assert_trees_close((value[device], slope[device]), fit()(1.3, samples))
+
+
+def test_temperatures_are_those_of_their_states_where_there_are_groups_too():
+    samples, state, group, kT = unlike_samples(60), np.arange(60) % 2, np.array([0, 1]), (0.7, 1.1)
+    mean = partial(expectation, localized(unlike, num_groups=2), of_each)
+    together = jax.jacrev(mean(kT=kT))(1.3, samples, state=state, group=group)
+    for number in (0, 1):
+        alone = jax.jacrev(mean(kT=kT[number]))(1.3, samples[state == number], group=group)
+        np.testing.assert_allclose(together[number], alone, rtol=1e-4)
 
 
 def test_temperature_may_be_traced_and_is_no_parameter():

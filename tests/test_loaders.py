@@ -183,6 +183,21 @@ def test_test_frames_come_from_held_out_trajectories(tmp_path):
     assert 3 not in trajectory[np.concatenate([chosen.train, chosen.validation])]
 
 
+def test_reference_frames_are_never_those_of_the_test(tmp_path):
+    """Nor others of their trajectories, where these are known."""
+    trajectory = np.repeat(np.arange(4), 5)
+    for dataset, held_out in (
+        (load(written(tmp_path)), None),
+        (load(written(tmp_path, trajectory=trajectory)), np.arange(15, 20)),
+    ):
+        chosen = split(dataset)
+        held_out = chosen.test if held_out is None else held_out
+        left = loaders.reference_frames(dataset, chosen, num=0, seed=0)
+        np.testing.assert_array_equal(left, np.setdiff1d(np.arange(NUM), held_out))
+        few = loaders.reference_frames(dataset, chosen, num=7, seed=0)
+        assert len(set(few.tolist())) == 7 and set(few) <= set(left)
+
+
 def test_fewer_frames_than_asked_for(tmp_path):
     dataset = load(written(tmp_path))
     with pytest.raises(ValueError, match="asked for 15 training, 3 validation and 4 test frames, but there are 16"):

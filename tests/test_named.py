@@ -34,6 +34,31 @@ def test_observables_by_name_feel_a_stretched_bond_and_the_space(name):
         assert np.abs(observable(frame(0.3)) - observable(frame())).max() > 1e-3
 
 
+def test_observables_and_criteria_by_name_are_those_of_the_library():
+    """By hand, of molecules that the walls of the cell cut."""
+    space = periodic(14.0 * np.eye(3))
+    wrapped = Frame(jnp.asarray(space.wrap(POSITION - [1.5, 1.3, 0.0]), jnp.float32))
+    assert np.abs(wrapped.position - POSITION).max() > 10
+    arms = WATER[1:] - WATER[0]
+    lengths = np.linalg.norm(arms, axis=1)
+    every = np.linalg.norm(POSITION[:, None] - POSITION, axis=-1)[np.triu_indices(6, 1)]
+    center = np.arange(0.05, 6.0, 0.1)[:, None]
+    expected = {
+        "bond_lengths": np.tile(lengths, 2),
+        "bond_angles": np.full(2, np.arccos(arms[0] @ arms[1] / lengths.prod())),
+        "molecule_bond_lengths": np.full(2, lengths.mean()),
+        "interatomic_distances": np.exp(-(((center - every) / 0.05) ** 2) / 2).mean(axis=1) / np.sqrt(2 * np.pi) / 0.05,
+    }
+    assert expected.keys() == named.OBSERVABLES.keys()
+    for name, value in expected.items():
+        found = jax.jit(named.make_observable(name, facts(space)))(wrapped)
+        np.testing.assert_allclose(found, value, rtol=1e-4, atol=1e-4, err_msg=name)
+    nearest = np.linalg.norm(POSITION[:3, None] - POSITION[3:], axis=-1).min()
+    for name, value in (("bond_length_deviation", -0.5), ("intermolecular_distance", 0.5 - nearest)):
+        criterion = named.make_criterion(name, facts(space), threshold=0.5)
+        assert float(jax.jit(criterion)(wrapped)) == pytest.approx(value, abs=1e-4)
+
+
 @pytest.mark.parametrize("name", named.CRITERIA)
 def test_criteria_by_name_are_positive_beyond_their_threshold(name):
     criterion = named.make_criterion(name, facts(), threshold=0.5)

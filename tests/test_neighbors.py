@@ -151,6 +151,14 @@ def test_a_replica_that_starts_with_an_overflow_gets_its_forces_later_and_is_not
     np.testing.assert_allclose(restarted.md.position, expected.md.position, atol=1e-5)
 
 
+def test_a_list_says_when_there_are_more_pairs_than_it_holds():
+    num_pairs = most_pairs(START[None], **REACH, margin=1.0)
+    for capacity, does_overflow in ((num_pairs, False), (num_pairs - 1, True)):
+        listed = neighbor_lists(NUM_ATOMS, num_pairs=capacity, **REACH).init(START)
+        assert bool(listed.did_overflow) == does_overflow
+        assert int(jnp.sum(listed.pairs.first < NUM_ATOMS)) == capacity
+
+
 def test_lists_without_capacity_or_skin_are_refused():
     with pytest.raises(ValueError, match="`num_pairs` must be at least 1 and `skin` positive, got 0 and 0.6"):
         neighbor_lists(NUM_ATOMS, num_pairs=0, **REACH)

@@ -137,11 +137,26 @@ def test_any_function_is_a_potential():
             call()
 
 
-def test_any_function_of_pairs_has_energies_of_atoms_and_lists():
-    def springs(k, position, pairs):
-        half = jnp.where(pairs.first < 3, 0.25 * k * jnp.exp(-OPEN.distances(position, pairs)), 0.0)
-        return jnp.zeros(3).at[pairs.first].add(half, mode="drop").at[pairs.second].add(half, mode="drop")
+def springs(k, position, pairs):
+    half = jnp.where(pairs.first < 3, 0.25 * k * jnp.exp(-OPEN.distances(position, pairs)), 0.0)
+    return jnp.zeros(3).at[pairs.first].add(half, mode="drop").at[pairs.second].add(half, mode="drop")
 
+
+def test_energies_over_a_list_that_is_not_whole_are_no_numbers():
+    """Of one with too little room for all pairs, and of one that was made where atoms are no more."""
+    potential = from_atom_energies(springs, num_atoms=3, cutoff=4.0)
+    for num_pairs, is_whole in ((3, True), (2, False)):
+        listed = potential.with_lists(skin=0.5, num_pairs=num_pairs)
+        alone = listed.energy(1.0, POSITION), listed.atom_energies(1.0, POSITION)
+        in_dynamics = listed.prepared_energy(1.0, POSITION, listed.lists.init(POSITION))
+        assert all(bool(jnp.isfinite(values).all()) == is_whole for values in (*alone, in_dynamics))
+    whole = potential.with_lists(skin=0.5, num_pairs=3)
+    for moved, is_covered in ((0.2, True), (0.3, False)):
+        energy = whole.prepared_energy(1.0, POSITION.at[1, 2].add(moved), whole.lists.init(POSITION))
+        assert bool(jnp.isfinite(energy)) == is_covered
+
+
+def test_any_function_of_pairs_has_energies_of_atoms_and_lists():
     potential = from_atom_energies(springs, num_atoms=3, cutoff=4.0)
     expected = float(0.5 * jnp.sum(jnp.exp(-OPEN.distances(POSITION, all_pairs(3)))))
     assert float(potential.energy(1.0, POSITION)) == pytest.approx(expected, rel=1e-5)

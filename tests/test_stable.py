@@ -226,14 +226,14 @@ def test_plateau_follows_the_loss_of_the_observable(spring):
     problem = problem_of(
         spring, stretch(spring, 0.25), frames=frames._replace(position=position[None]), energy_weight=1.0
     )
-    settings = settings_of(learning=dict(max_epochs=100, plateau_patience=1), optimizer=optax.sgd(1e-3))
+    settings = settings_of(learning=dict(max_epochs=100, plateau_patience=1), optimizer=optax.sgd(0.3))
     training = training_of(problem, settings)
     state, _, _ = simulate_until_learning(training, init(training, spring))
     losses = []
     for _ in range(4):
         state, info = training.learn(state, problem.frames)
         losses.append(float(info.updates.qm_loss))
-    assert all(np.diff(losses) < 0)
+    assert all(np.diff(losses) < -0.01 * losses[0])  # by more than the plateau takes for nothing
     assert float(info.rate_scale) < 1
 
 

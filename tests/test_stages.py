@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from types import SimpleNamespace
 
+import harmonic
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,8 @@ from experiments import memory, systems
 from experiments.data import loaders
 from experiments.progress import Progress
 from experiments.stages import evaluate, pretrain, stabilize
-from stablejax import losses, stable
+from experiments.systems import base
+from stablejax import dynamics, losses, stable, units
 from stablejax.problem import Problem
 from stablejax.types import Frame
 
@@ -135,6 +138,70 @@ def test_errors_and_starts_of_an_evaluation_are_those_of_test_frames(config, sys
     expected = np.abs(data.dataset.force[data.split.test]).mean()
     assert float(errors.force_mae) == pytest.approx(float(expected), rel=1e-4)
     assert float(np.abs(data.dataset.force[data.split.train]).mean()) != pytest.approx(float(expected), rel=1e-3)
+
+
+def test_what_is_reported_of_an_evaluation_is_of_test_frames_and_of_stable_ones(config, monkeypatch):
+    """Two replicas, one of which fails at step 10, and 3 stable frames: sums and units by hand."""
+    asked = []
+
+    def label_errors(system, params, index):
+        asked.append(index)
+        return losses.LabelErrors(np.float32(0.25), np.float32(0.5))
+
+    monkeypatch.setattr(evaluate, "label_errors", label_errors)
+    split = loaders.Split(*np.arange(12).reshape(3, 4))
+    evaluator = evaluate.Evaluator(
+        SimpleNamespace(data=SimpleNamespace(split=split)), evaluate.schedule_of(config), None, None, None
+    )
+    replicas = SimpleNamespace(
+        step=np.array([10, 80]), is_unstable=np.array([True, False]), is_finite=np.array([True, True])
+    )
+    total = {"h_r": np.array([6.0, 1.5]), "temperature": np.asarray(3 * units.thermal_energy(450.0))}
+    motion = {"vacf": np.array([[1.0, 0.5], [1.0, 0.25]])}
+    seen = evaluate.ChunkStatistics(np.float64(3), np.float64(0), total, np.array([0.0, 1.0]), motion)
+    run = evaluate._evaluation(config, evaluator, None, replicas, [seen])
+    (index,) = asked
+    np.testing.assert_array_equal(index, split.test)
+    assert (float(run.energy_mae), float(run.force_mae)) == (0.25, 0.5)
+    np.testing.assert_allclose(run.first_passage_ps, np.array([10, 80]) * config.md.timestep_fs / 1000)
+    np.testing.assert_allclose(run.structure["h_r"], [2.0, 0.5])
+    assert float(run.temperature_K) == pytest.approx(450.0)
+    assert np.isnan(run.motion["vacf"][0]).all() and run.motion["vacf"][1].tolist() == [1.0, 0.25]
+
+
+def test_energies_are_relative_to_training_frames_and_references_of_frames_that_are_not_held_out(config, tmp_path):
+    config = config.copy_and_resolve_references()
+    harmonic.write_data(tmp_path / "springs.npz")
+    config.data.path, config.data.energy_unit, config.data.length_unit = (
+        str(tmp_path / "springs.npz"),
+        "kcal/mol",
+        "bohr",
+    )
+    data = base.load(config)
+    with np.load(tmp_path / "springs.npz") as file:
+        energy, trajectory = file["E"] * units.KCAL_PER_MOL, file["trajectory"]
+    assert data.offset == pytest.approx(energy[data.split.train].mean(), abs=1e-6)
+    assert abs(data.offset - energy.mean()) > 1e-3
+    np.testing.assert_allclose(data.labeled(np.arange(240)).energy, energy - data.offset, atol=1e-5)
+    kept = trajectory != 3
+    np.testing.assert_array_equal(data.reference_position, data.dataset.position[kept])
+    assert set(trajectory[data.split.test]) == {3}
+
+
+def test_thermostats_are_those_of_the_config(config):
+    config = config.copy_and_resolve_references()
+    config.md.timestep_fs, config.md.damping_time_fs = 0.5, 40.0
+    for name, made, own in (
+        ("langevin", dynamics.langevin, {"friction": 1 / (40 * units.FEMTOSECOND)}),
+        ("nose_hoover", dynamics.nose_hoover, {"damping_time": 40 * units.FEMTOSECOND}),
+    ):
+        config.md.thermostat = name
+        thermostat = base.thermostat(config)
+        assert thermostat.func is made
+        assert thermostat.keywords == pytest.approx({"timestep": 0.5 * units.FEMTOSECOND} | own)
+    config.md.thermostat = "andersen"
+    with pytest.raises(ValueError, match="has to be one of langevin, nose_hoover, got 'andersen'"):
+        base.thermostat(config)
 
 
 def test_motion_counts_whole_windows_only():

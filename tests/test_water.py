@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -308,10 +309,14 @@ def test_molecules_are_chosen_by_what_tells_the_unstable_ones(name, data, tmp_pa
     assert np.bincount(index[chosen[is_valid]]).tolist() == [min(n, 1) for n in np.bincount(index.reshape(-1))]
 
 
-def test_all_molecules_are_learned_from_where_there_are_no_bins(data, tmp_path):
+def test_all_molecules_are_learned_from_where_there_are_no_bins_and_frames_beyond_the_criterion(data, tmp_path):
     config = tiny(data, tmp_path)
     config.observable.num_bins = 0
-    assert systems.build(config).problem.subsample is None
+    config.stability.train_threshold_A, config.stability.learn_threshold_A = 1.2, 0.9
+    system = systems.build(config)
+    assert system.problem.subsample is None
+    # Atoms may come as near as the second: so far beyond the criterion frames are learned from.
+    assert system.freeze_above == pytest.approx(0.3)
 
 
 def test_distances_between_molecules_are_learned_as_their_distribution(data, tmp_path):
@@ -325,3 +330,19 @@ def test_distances_between_molecules_are_learned_as_their_distribution(data, tmp
     assert observables.reference["distance"].shape == (30,)
     assert observables.reference["distance"].sum() * width == pytest.approx(1.0, abs=0.02)
     assert observables.weight["distance"] == 2.0 * width
+
+
+def test_weights_of_a_liquid_are_those_of_the_config_and_references_those_of_its_frames():
+    config = water_config.get_config()
+    settings = config.observable
+    settings.length_weight, settings.distance_weight, settings.distance_stop_A = 7.0, 2.0, 3.0
+    position = np.random.default_rng(0).uniform(1.0, 2.0, (5, 4, 3)).astype(np.float32)
+    data = SimpleNamespace(reference_position=position)
+    found = liquid._local_observables(
+        config, data, lambda frame: frame.position[:, 0], lambda frame: frame.position[:, 1]
+    )
+    assert found.weight == pytest.approx({"bond_length": 7.0, "distance": 2.0 * settings.distance_width_A})
+    assert float(found.reference["bond_length"]) == pytest.approx(position[:, :, 0].mean(), rel=1e-5)
+    center = structure.bin_centers(3.0, settings.distance_width_A)
+    mean = float(found.reference["distance"] @ center) * settings.distance_width_A
+    assert mean == pytest.approx(position[:, :, 1].mean(), rel=1e-3)
