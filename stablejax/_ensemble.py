@@ -60,12 +60,6 @@ class Segments(NamedTuple):
         kept = [n for n, has in ((self.num_states, self.has_states), (self.num_groups, self.has_groups)) if has]
         return jax.tree.map(lambda g: g.reshape(*kept, *g.shape[1:]), mean)
 
-    def flat(self, cotangent: Any) -> Any:
-        """The other way."""
-        num = self.num_states * self.num_groups
-        skipped = self.has_states + self.has_groups
-        return jax.tree.map(lambda v: v.reshape(num, *v.shape[skipped:]), cotangent)
-
 
 class Pass(NamedTuple):
     """How a sum over all samples is taken."""

@@ -132,9 +132,9 @@ def expectation(
     def expectation_fn(*parameters_and_samples, mask=None, weight=None, state=None, group=None):
         parameters, samples = parameters_and_samples[:-1], parameters_and_samples[-1]
         samples, _ = _ensemble.checked_samples("expectation", samples, is_shared=False)
-        estimator, closed_over = made.with_closures(parameters, samples)
+        estimator, closed_over = _with_closures(made, parameters, samples)
         parameters = (*parameters, *closed_over)
-        samples, ensemble = estimator.prepare(parameters, samples, mask, weight, state, group)
+        samples, ensemble = _prepared(estimator, parameters, samples, mask, weight, state, group)
         return estimator.segments.shown(_differentiable_mean(estimator)(parameters, samples, ensemble))
 
     return expectation_fn
@@ -202,9 +202,9 @@ def boltzmann_value_and_grad(
         parameters, samples = parameters_and_samples[:-1], parameters_and_samples[-1]
         _ensemble.checked_differentiable(name, parameters, argnums)
         parameters = _only_once(parameters)
-        samples, ensemble = made.prepare(parameters, samples, mask, weight, state, group, half)
+        samples, ensemble = _prepared(made, parameters, samples, mask, weight, state, group, half)
         if excludes_non_finite:
-            samples, ensemble = made.without_non_finite(parameters, samples, ensemble)
+            samples, ensemble = _without_non_finite(made, parameters, samples, ensemble)
         moments = made.moments(parameters, samples, ensemble)
         value, cotangent = made.slope(loss_fn, moments, has_aux=has_aux)
 
@@ -213,7 +213,7 @@ def boltzmann_value_and_grad(
 
         sums = made.sum.over_chunks(weighted_gradient, samples, ensemble)
         gradient, num_broken = made.sum.over_devices(sums)
-        made.check_finite(num_broken, parameters, samples)
+        _check_finite(made, num_broken, parameters, samples)
         return value, jax.tree.map(lambda leaf: jnp.where(num_broken > 0, jnp.nan, leaf), gradient)
 
     return value_and_grad
@@ -388,76 +388,6 @@ class _Estimator(NamedTuple):
         gradient, is_finite = jax.grad(weighted_sum, argnums=argnums, has_aux=True)(*parameters)
         return gradient, jnp.sum(~is_finite)
 
-    def prepare(self, parameters, samples, mask, weight, state, group, half=None) -> tuple[Any, Ensemble]:
-        """Samples as constants, and how they count."""
-        samples, num_samples = _ensemble.checked_samples(self.name, samples, is_shared=self.axis_name is not None)
-        sample = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), samples)
-        given = (*parameters, sample)
-        num_neighborhoods = _ensemble.checked_shapes(
-            self.name, self._energy, self._observable, given, is_local=self.is_local
-        )
-        counts = _ensemble.checked_counts(self.name, mask, weight, (num_samples, num_neighborhoods))
-        segments, shape = self.segments, (num_samples,)
-        state = _ensemble.checked_index(
-            self.name, "state", state, segments.num_states if segments.has_states else None, (shape,)
-        )
-        if group is not None and jnp.ndim(group) == 1:
-            group = jnp.broadcast_to(jnp.asarray(group), (num_samples, num_neighborhoods))
-        group = _ensemble.checked_index(
-            self.name,
-            "group",
-            group,
-            segments.num_groups if segments.has_groups else None,
-            ((num_samples, num_neighborhoods),),
-        )
-        if self.num_halves == 2 and half is None:
-            position, total = _ensemble.global_index(num_samples, self.axis_name)
-            half = (2 * position >= total).astype(jnp.int32)
-        half = _ensemble.checked_index(self.name, "half", half, 2 if self.num_halves == 2 else None, (shape,))
-        ensemble = Ensemble(counts, segments.number(state, group, half))
-        return (samples if mask is None and weight is None else _ensemble.stand_in(samples, counts)), ensemble
-
-    def with_closures(self, parameters, samples) -> tuple[_Estimator, list]:
-        """The estimator with values that its functions close over as further parameters, and these values."""
-        sample = jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], samples)
-        energy, energy_values = jax.closure_convert(self._energy, *parameters, sample)
-        observable, values = jax.closure_convert(self._observable, *parameters, sample)
-        if not energy_values and not values:
-            return self, []
-        num, num_energy = len(parameters), len(energy_values)
-
-        def split(given):
-            *given, sample = given
-            return given[:num], given[num : num + num_energy], given[num + num_energy :], sample
-
-        def energy_fn(*given):
-            own, closed_over, _, sample = split(given)
-            return energy(*own, sample, *closed_over)
-
-        def observable_fn(*given):
-            own, _, closed_over, sample = split(given)
-            return observable(*own, sample, *closed_over)
-
-        marked = self.energy_fn._replace(energies_fn=energy_fn) if isinstance(self.energy_fn, Localized) else energy_fn
-        return self._replace(energy_fn=marked, observable_fn=Parametric(observable_fn)), [*energy_values, *values]
-
-    def without_non_finite(self, parameters, samples, ensemble: Ensemble) -> tuple[Any, Ensemble]:
-        """Samples and ensemble in which those whose energy is not finite do not count."""
-        is_finite = jnp.all(jnp.isfinite(self._all_energies(parameters, samples)), axis=1, keepdims=True)
-        weight = jnp.where(is_finite, ensemble.weight, 0)
-        return _ensemble.stand_in(samples, weight), ensemble._replace(weight=weight)
-
-    def check_finite(self, num_broken, parameters, samples) -> None:
-        """Name the samples whose energy is not finite, where arrays are concrete."""
-        if not _ensemble.is_concrete(num_broken) or num_broken == 0:
-            return
-        is_broken = ~jnp.isfinite(self._all_energies(parameters, samples))
-        indices = np.flatnonzero(np.asarray(is_broken).any(axis=1))
-        raise ValueError(
-            f"`{self.name}`: the energies of {len(indices)} samples are not finite, the first of them "
-            f"{', '.join(map(str, indices[:5]))}: leave them out by `mask`, or set `excludes_non_finite`."
-        )
-
     def _energy(self, *parameters_and_sample):
         """Of one sample, `(*parameters, sample)`: a scalar, or [neighborhood]."""
         fn = self.energy_fn.energies_fn if isinstance(self.energy_fn, Localized) else self.energy_fn
@@ -473,12 +403,91 @@ class _Estimator(NamedTuple):
         """p_i within the segment."""
         return ensemble.weight / moments.weight[ensemble.segment]
 
-    def _all_energies(self, parameters, samples):
-        energies = sample_energies(self._energy, chunk_size=self.chunk_size)(*parameters, samples)
-        return self._by_neighborhood(energies)
-
     def _by_neighborhood(self, values):
         return values if self.is_local else jax.tree.map(lambda leaf: leaf[:, None], values)
+
+
+def _prepared(
+    estimator: _Estimator, parameters, samples, mask, weight, state, group, half=None
+) -> tuple[Any, Ensemble]:
+    """Samples as constants, and how they count."""
+    samples, num_samples = _ensemble.checked_samples(estimator.name, samples, is_shared=estimator.axis_name is not None)
+    sample = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), samples)
+    given = (*parameters, sample)
+    num_neighborhoods = _ensemble.checked_shapes(
+        estimator.name, estimator._energy, estimator._observable, given, is_local=estimator.is_local
+    )
+    counts = _ensemble.checked_counts(estimator.name, mask, weight, (num_samples, num_neighborhoods))
+    segments, shape = estimator.segments, (num_samples,)
+    state = _ensemble.checked_index(
+        estimator.name, "state", state, segments.num_states if segments.has_states else None, (shape,)
+    )
+    if group is not None and jnp.ndim(group) == 1:
+        group = jnp.broadcast_to(jnp.asarray(group), (num_samples, num_neighborhoods))
+    group = _ensemble.checked_index(
+        estimator.name,
+        "group",
+        group,
+        segments.num_groups if segments.has_groups else None,
+        ((num_samples, num_neighborhoods),),
+    )
+    if estimator.num_halves == 2 and half is None:
+        position, total = _ensemble.global_index(num_samples, estimator.axis_name)
+        half = (2 * position >= total).astype(jnp.int32)
+    half = _ensemble.checked_index(estimator.name, "half", half, 2 if estimator.num_halves == 2 else None, (shape,))
+    ensemble = Ensemble(counts, segments.number(state, group, half))
+    return (samples if mask is None and weight is None else _ensemble.stand_in(samples, counts)), ensemble
+
+
+def _with_closures(estimator: _Estimator, parameters, samples) -> tuple[_Estimator, list]:
+    """The estimator with values that its functions close over as further parameters, and these values."""
+    sample = jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], samples)
+    energy, energy_values = jax.closure_convert(estimator._energy, *parameters, sample)
+    observable, values = jax.closure_convert(estimator._observable, *parameters, sample)
+    if not energy_values and not values:
+        return estimator, []
+    num, num_energy = len(parameters), len(energy_values)
+
+    def split(given):
+        *given, sample = given
+        return given[:num], given[num : num + num_energy], given[num + num_energy :], sample
+
+    def energy_fn(*given):
+        own, closed_over, _, sample = split(given)
+        return energy(*own, sample, *closed_over)
+
+    def observable_fn(*given):
+        own, _, closed_over, sample = split(given)
+        return observable(*own, sample, *closed_over)
+
+    marked = (
+        estimator.energy_fn._replace(energies_fn=energy_fn) if isinstance(estimator.energy_fn, Localized) else energy_fn
+    )
+    return estimator._replace(energy_fn=marked, observable_fn=Parametric(observable_fn)), [*energy_values, *values]
+
+
+def _without_non_finite(estimator: _Estimator, parameters, samples, ensemble: Ensemble) -> tuple[Any, Ensemble]:
+    """Samples and ensemble in which those whose energy is not finite do not count."""
+    is_finite = jnp.all(jnp.isfinite(_all_energies(estimator, parameters, samples)), axis=1, keepdims=True)
+    weight = jnp.where(is_finite, ensemble.weight, 0)
+    return _ensemble.stand_in(samples, weight), ensemble._replace(weight=weight)
+
+
+def _check_finite(estimator: _Estimator, num_broken, parameters, samples) -> None:
+    """Name the samples whose energy is not finite, where arrays are concrete."""
+    if not _ensemble.is_concrete(num_broken) or num_broken == 0:
+        return
+    is_broken = ~jnp.isfinite(_all_energies(estimator, parameters, samples))
+    indices = np.flatnonzero(np.asarray(is_broken).any(axis=1))
+    raise ValueError(
+        f"`{estimator.name}`: the energies of {len(indices)} samples are not finite, the first of them "
+        f"{', '.join(map(str, indices[:5]))}: leave them out by `mask`, or set `excludes_non_finite`."
+    )
+
+
+def _all_energies(estimator: _Estimator, parameters, samples):
+    energies = sample_energies(estimator._energy, chunk_size=estimator.chunk_size)(*parameters, samples)
+    return estimator._by_neighborhood(energies)
 
 
 def _contract(ensemble: Ensemble, coefficients: Any, cotangent: Any) -> Float[Array, "sample neighborhood"]:

@@ -111,14 +111,14 @@ def test_public_names_exist_and_nothing_else_is_shown():
 
 
 def test_functions_are_short_and_classes_too():
-    """Bodies of at most 40 lines, docstring aside, and classes of at most 120."""
+    """Bodies of at most 40 lines, docstring aside, and classes of at most 120 with everything in them."""
     for path in [*MODULES, *(ROOT.parent / "experiments").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             is_list = path.name.startswith("generate_") or getattr(node, "name", "") == "get_config"
             if isinstance(node, ast.FunctionDef) and not is_list:
                 assert body_lines(node) <= 40, f"{path.name}: {node.name} has {body_lines(node)} lines"
             if isinstance(node, ast.ClassDef):
-                size = sum(body_lines(child) for child in node.body if isinstance(child, ast.FunctionDef))
+                size = node.end_lineno - node.lineno + 1
                 assert size <= 120, f"{path.name}: {node.name} has {size} lines"
 
 
