@@ -1,4 +1,4 @@
-"""The model of an experiment, as its config names and sizes it."""
+"""The model of an experiment, by the name and sizes in its config."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from stablejax.models.protocol import ModelData
 
 
 def make(config: ConfigDict, dataset: Dataset, key: jax.Array) -> nn.Module:
-    """The model that `config.model` names and sizes, for the data.
+    """The model of `config.model`, for the data.
 
     Args:
       config: of the experiment.
-      dataset: that the model is made for.
+      dataset: that the model is built for.
       key: see `stablejax.models.protocol.ModelData`.
 
     Raises:
@@ -30,10 +30,10 @@ def make(config: ConfigDict, dataset: Dataset, key: jax.Array) -> nn.Module:
 
 
 def model_data(dataset: Dataset, key: jax.Array) -> ModelData:
-    """What a model may take from a data set.
+    """What a model may use of a data set.
 
     Args:
-      dataset: that the model is made for.
-      key: of parameters that factors are fitted with.
+      dataset: that the model is built for.
+      key: of the parameters that scale factors are fitted with.
     """
     return ModelData(dataset.species, dataset.position, dataset.space, key)

@@ -36,7 +36,7 @@ def load(path: Path, like: Any) -> Any:
 
     Args:
       path: of the file.
-      like: of the same structure, shapes and types: arrays, or what `jax.eval_shape` gives.
+      like: of the same structure, shapes and types: arrays, or the result of `jax.eval_shape`.
 
     Raises:
       ValueError: the file holds something else.
@@ -59,7 +59,7 @@ def write_text(path: Path, text: str) -> None:
 
     Args:
       path: of the file.
-      text: what it holds.
+      text: its content.
     """
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text)
@@ -67,17 +67,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """JSON that every reader takes: numbers that are not finite are null.
+    """Standard JSON: numbers that are not finite are null.
 
     Args:
-      value: of what JSON knows.
+      value: of types that JSON supports.
       indent: of nested lines. None: all in one line.
     """
     return json.dumps(finite(value), indent=indent, allow_nan=False)
 
 
 def finite(value: Any) -> Any:
-    """The same with None for numbers that are not finite, which JSON does not know."""
+    """The same with None for numbers that are not finite, which JSON does not support."""
     if isinstance(value, dict):
         return {key: finite(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

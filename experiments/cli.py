@@ -1,4 +1,4 @@
-"""The command line of an experiment, and what it sets up before JAX starts: devices, warnings, compiled programs."""
+"""The command line of an experiment, and the setup before JAX starts: devices, warnings, compiled programs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def start(name: str, *, systems: Sequence[str] = ()) -> None:
     """The command line of an experiment: `--config=FILE`, `experiments/configs/NAME.py` unless given, and its fields.
 
     Args:
-      name: of the config file; `{system}` in it stands for what `--system=` has to choose.
+      name: of the config file; `{system}` in it is replaced by the value of `--system`, then required.
       systems: to choose from.
     """
     try:
@@ -50,7 +50,7 @@ def start(name: str, *, systems: Sequence[str] = ()) -> None:
 
 
 def split_arguments(argv: list[str]) -> tuple[str | None, list[str]]:
-    """The file that `--config` names, if any, and the other arguments with fields under their present names.
+    """The file that `--config` names, if any, and the other arguments with fields under their current names.
 
     Args:
       argv: the program and its arguments.
@@ -120,7 +120,7 @@ def _without_value(section: ConfigDict, name: str) -> list[str]:
 
 
 def load_config(path: str, *, model: str | None = None) -> ConfigDict:
-    """The config of a file, its fields under their present names.
+    """The config of a file, its fields under their current names.
 
     Args:
       path: of the file, or `FILE:ARGUMENT` for its `get_config`.
@@ -148,7 +148,7 @@ def load_config(path: str, *, model: str | None = None) -> ConfigDict:
 
 
 def main(config: ConfigDict) -> None:
-    """Run an experiment from the command line: what is wrong with the input is one sentence, not a traceback.
+    """Run an experiment from the command line: errors in the input are one sentence, not a traceback.
 
     Args:
       config: of the experiment.
@@ -157,7 +157,7 @@ def main(config: ConfigDict) -> None:
         check_given(config)
         configure(host_devices=config.host_devices)
         processes.join(config.cluster)
-        # Not before: jax-md starts the backend when it is imported, and the number of devices is fixed then.
+        # Imported here: importing jax-md starts the backend, which fixes the number of devices.
         from experiments import pipeline
 
         pipeline.run(config)
@@ -166,9 +166,9 @@ def main(config: ConfigDict) -> None:
 
 
 def configure(*, host_devices: int, has_threads: bool = False, keeps_programs: bool = True) -> None:
-    """Set up JAX for replicas side by side. It has to be called before JAX computes anything.
+    """Set up JAX for parallel replicas. It has to be called before JAX computes anything.
 
-    Replicas are shared between devices, so one XLA device per core is how the cores of a CPU are used; it changes
+    Replicas are sharded over devices, so one XLA device per core is how the cores of a CPU are used; it changes
     nothing on a GPU or TPU.
 
     Args:
@@ -176,10 +176,10 @@ def configure(*, host_devices: int, has_threads: bool = False, keeps_programs: b
       has_threads: whether a device uses all cores.
       keeps_programs: whether compiled programs are kept on disk for the next run.
     """
-    # jax-md asks for float64 in places and is given float32, as it should be without x64.
+    # jax-md requests float64 in places and gets float32, which is intended without x64.
     warnings.filterwarnings("ignore", message="Explicitly requested dtype", category=UserWarning)
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
-    # It says so when it makes its list of fonts, once on every new machine.
+    # It logs the creation of its font cache, once on every new machine.
     logging.getLogger("matplotlib.font_manager").setLevel(logging.WARNING)
     if not has_threads:
         os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false " + os.environ.get("XLA_FLAGS", "")
@@ -209,7 +209,7 @@ def _model_config(name: str) -> ConfigDict:
 
 
 def _read(path: Path, *arguments: str) -> ConfigDict:
-    """What the `get_config` of a file gives."""
+    """The result of the `get_config` of a file."""
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ValueError(f"--config has to be a Python file, got {path}.")

@@ -1,4 +1,4 @@
-"""Standard error without one message of XLA that is wrong; everything else it says is shown."""
+"""Standard error without one spurious message of XLA; all its other messages are shown."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import os
 import subprocess
 import sys
 
-# XLA takes preferences of the compiler for instructions that are missing when it loads a compiled program from the
-# cache, and prints a page for each (openxla/xla#44565). Features that are instructions are still complained about.
+# When XLA loads a compiled program from the cache it mistakes preferences of the compiler for missing instructions,
+# and prints a page for each (openxla/xla#44565). Messages about features that are instructions are still shown.
 FALSE_ALARM = "Loading XLA:CPU AOT result. Target machine feature +prefer-no-"
 
 _FILTER = """
@@ -24,8 +24,7 @@ for line in sys.stdin.buffer:
 def drop() -> None:
     """Drop the lines of this process's standard error that hold the false alarm, until the process ends.
 
-    The lines come from compiled code, so they are taken out by a process of its own: what is said before a crash is
-    not lost.
+    The lines come from compiled code, so a separate process filters them: messages before a crash are not lost.
     """
     sys.stderr.flush()
     shown = os.dup(2)
@@ -39,7 +38,7 @@ def drop() -> None:
     def restore() -> None:
         sys.stderr.flush()
         os.dup2(shown, 2)
-        with contextlib.suppress(subprocess.TimeoutExpired):  # something that we started may still hold the other end
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a child process may still hold the other end
             child.wait(timeout=5)
 
     atexit.register(restore)

@@ -1,4 +1,4 @@
-"""Memory, planned before a program is launched: what it needs, what there is, and sizes that fit."""
+"""Memory, planned before a program is launched: its requirement, the free memory, and sizes that fit."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from experiments import processes
 from stablejax.potential import Potential
 
 SHARE = 0.8
-"""Of the free memory that a program may take: what XLA counts leaves out its own buffers."""
+"""Share of the free memory that a program may take: XLA's count leaves out its own buffers."""
 CPU_CHUNK, MOST_CHUNK = 8, 256
-"""Samples whose gradients are taken together: what suits the caches of a CPU, and where an accelerator is full."""
+"""Samples differentiated together: the number for the caches of a CPU, and the one that saturates an accelerator."""
 
 
 def available_bytes() -> float:
-    """Free memory of a device, of the process that has least; devices of one host share that of the host."""
+    """Free memory per device, the smallest over all processes; CPU devices of one host share its memory."""
     device = jax.local_devices()[0]
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
@@ -29,7 +29,7 @@ def available_bytes() -> float:
 
 
 def _host_bytes() -> int:
-    """Memory that this host can still give, within the limit of a container."""
+    """Free memory of this host, within the limit of a container."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for line in _lines("/proc/meminfo"):
         if line.startswith("MemAvailable:"):
@@ -48,34 +48,34 @@ def _lines(path: str) -> list[str]:
 
 
 def program_bytes(compiled: jax.stages.Compiled) -> int:
-    """What a program needs on each device at its peak, as its compiler counts it, arguments and result included."""
+    """Peak memory of a program on each device by its compiler's count, arguments and result included."""
     memory: Any = compiled.memory_analysis()
     return memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
 
 
 def check(what: str, program: Callable, arguments: tuple, advice: str, **static) -> int:
-    """Compile `program`, a jitted function, and refuse to continue where it would not fit.
+    """Compile `program`, a jitted function, and raise where it would not fit.
 
     Returns:
-      What it needs on each device, bytes.
+      Its peak memory on each device, bytes.
 
     Raises:
-      ValueError: it needs more than there is; `advice` says what to change.
+      ValueError: it needs more than is free; `advice` says what to change.
     """
     needed = program_bytes(program.lower(*arguments, **static).compile())  # type: ignore[attr-defined]
-    there = available_bytes()
-    if needed > SHARE * there:
+    free = available_bytes()
+    if needed > SHARE * free:
         raise ValueError(
-            f"{what} needs {needed / 1e9:.2f} GB on each of {jax.device_count()} devices, where {there / 1e9:.2f} GB "
+            f"{what} needs {needed / 1e9:.2f} GB on each of {jax.device_count()} devices, where {free / 1e9:.2f} GB "
             f"are free, of which a run may take {100 * SHARE:.0f} %: {advice}."
         )
     return needed
 
 
 def largest_that_fits(program: Callable[[int], jax.stages.Compiled], most: int) -> int:
-    """How many items, `most` at the most, fit together on a device.
+    """How many items, at most `most`, fit together on a device.
 
-    What a number of items needs is a straight line through what two and four of them do.
+    The memory is extrapolated linearly from that of two and of four items.
     """
     if most < 4:
         return most
@@ -85,11 +85,11 @@ def largest_that_fits(program: Callable[[int], jax.stages.Compiled], most: int) 
 
 
 def replica_batch(form: Potential, most: int) -> int:
-    """Replicas side by side on a device: one suits the caches of a CPU; an accelerator takes as many as fit.
+    """Replicas in a batch on a device: one suits the caches of a CPU; an accelerator takes as many as fit.
 
     Args:
-      form: that dynamics runs.
-      most: of a device.
+      form: of the potential, that is simulated.
+      most: largest batch of a device.
     """
     if jax.default_backend() == "cpu":
         return 1

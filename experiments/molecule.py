@@ -1,4 +1,4 @@
-r"""A molecule of your own: its data, their unit and the temperature have no default.
+r"""A molecule of your own: its data, their energy unit and the temperature have no default.
 
     python -m experiments.molecule --config.data.path=mine.xyz --config.data.energy_unit=eV \
         --config.md.temperature_K=300

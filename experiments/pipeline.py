@@ -78,7 +78,7 @@ def run(config: ConfigDict) -> dict:
 def _stages(
     run_dir: Path, plan: _Plan, system: System, progress: Progress
 ) -> tuple[Evaluation, Evaluation, list[dict]]:
-    """All three stages; neighbor lists that one of them has lengthened stay so in the next, and when it is resumed."""
+    """All three stages; neighbor lists lengthened in one of them stay so in the next, and when it is resumed."""
     system = _with_saved_lists(run_dir, system)
     potentials.save(run_dir, system)
     progress.stage("pretraining")
@@ -99,7 +99,7 @@ def _stages(
 
 
 def _claim(run_dir: Path, config: ConfigDict) -> None:
-    """Make the directory, or make sure that what lies there is of the same config."""
+    """Create the directory, or check that a run in it has the same config."""
     run_dir.mkdir(parents=True, exist_ok=True)
     path = run_dir / "config.json"
     mine = json.loads(config.to_json_best_effort())
@@ -157,7 +157,7 @@ def _stabilize(run_dir: Path, plan: _Plan, system: System, params, progress: Pro
     start = partial(stabilize.start, plan.training, system, params, num_replicas=plan.num_replicas)
     if processes.agree(state_path.exists() and course_path.exists()):
         state = checkpoints.load(state_path, like=jax.eval_shape(start))
-        # The course is written before the state: an entry more means that the last step has to be done again.
+        # The course is written before the state: one entry more means that the last step has to be repeated.
         course = json.loads(course_path.read_text())[: int(state.num_calls)]
     else:
         state, course = start(), []

@@ -19,11 +19,11 @@ FILE = "potential.json"
 
 
 def save(run_dir: Path, system: System) -> None:
-    """Say what the parameters of a run mean. Energies of the potential are relative to `offset_eV`.
+    """Write the description of a run's potential. Its energies are relative to `offset_eV`.
 
     Args:
       run_dir: of the run.
-      system: whose model, elements, cell and offset are written.
+      system: provides model, elements, cell and offset.
     """
     model, dataset = system.model, system.data.dataset
     sizes = {field.name: getattr(model, field.name) for field in dataclasses.fields(model) if field.init}
@@ -48,7 +48,7 @@ def load(run_dir: Path, *, parameters: str = "refined.npz") -> tuple[Potential, 
       parameters: file of the run; `pretrained.npz` for those before StABlE training.
 
     Raises:
-      ValueError: the model is not one of the library; the parameters are of another.
+      ValueError: the model is not one of the library; the parameters are those of another model.
     """
     about = json.loads((run_dir / FILE).read_text())
     model = getattr(stablejax, about["model"], None)

@@ -12,10 +12,10 @@ from ml_collections import ConfigDict
 
 
 def join(settings: ConfigDict) -> None:
-    """Become one of `settings.num_processes`; nothing where there is one. Before JAX computes anything.
+    """Become one of `settings.num_processes`; a no-op for a single one. Call it before JAX computes anything.
 
     Raises:
-      ValueError: a process number without a place, or no address to meet at.
+      ValueError: the process number is out of range, or there is no coordinator address.
     """
     number, count = settings.process, settings.num_processes
     if not 0 <= number < max(count, 1):
@@ -38,14 +38,14 @@ def is_first() -> bool:
 
 
 def agree(fact: bool) -> bool:
-    """What the first process found, so that all take the same way."""
+    """The value on the first process, so that all take the same branch."""
     if jax.process_count() == 1:
         return fact
     return bool(multihost_utils.broadcast_one_to_all(np.array(fact)))
 
 
 def smallest(number: float) -> float:
-    """Of the numbers of all processes, so that what follows from it is the same in all."""
+    """Minimum over all processes, so that decisions based on it are the same in all."""
     if jax.process_count() == 1:
         return number
     return float(multihost_utils.process_allgather(np.array(number, np.float32)).min())
@@ -54,18 +54,18 @@ def smallest(number: float) -> float:
 def to_host(tree: Any) -> Any:
     """Arrays of all processes as NumPy arrays, whole in each. All processes have to call it."""
     leaves, structure = jax.tree.flatten(tree)
-    # NumPy arrays stay as they are: JAX would take their double precision.
-    is_apart = [isinstance(leaf, jax.Array) and not leaf.is_fully_addressable for leaf in leaves]
-    if any(is_apart):
+    # NumPy arrays stay as they are: JAX would truncate double precision.
+    is_remote = [isinstance(leaf, jax.Array) and not leaf.is_fully_addressable for leaf in leaves]
+    if any(is_remote):
         everywhere = NamedSharding(Mesh(np.array(jax.devices()), ("device",)), PartitionSpec())
-        apart = [leaf for leaf, needed in zip(leaves, is_apart, strict=True) if needed]
-        whole = iter(jax.jit(lambda some: some, out_shardings=everywhere)(apart))
-        leaves = [next(whole) if needed else leaf for leaf, needed in zip(leaves, is_apart, strict=True)]
+        remote = [leaf for leaf, needed in zip(leaves, is_remote, strict=True) if needed]
+        whole = iter(jax.jit(lambda some: some, out_shardings=everywhere)(remote))
+        leaves = [next(whole) if needed else leaf for leaf, needed in zip(leaves, is_remote, strict=True)]
     return jax.tree.unflatten(structure, [_to_numpy(leaf) for leaf in leaves])
 
 
 def is_key(leaf: Any) -> bool:
-    """Whether an array, or what stands for its shape and type, is of PRNG keys."""
+    """Whether an array, or its shape and type, is of PRNG keys."""
     return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 

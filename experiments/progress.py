@@ -1,4 +1,4 @@
-"""What a person watches: one live line per stage, and the same figures as JSON lines."""
+"""Progress of a run: one live line per stage, and the same figures as JSON lines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from experiments import checkpoints
 class Progress:
     """Prints a line per update, rewritten in place on a terminal, and appends every update to a JSON-lines file.
 
-    A silent one keeps the time only.
+    A silent instance measures time only.
     """
 
     def __init__(
@@ -39,16 +39,16 @@ class Progress:
         self.stage_wall_s: dict[str, float] = {}
 
     def stage(self, name: str) -> None:
-        """Begin a stage; the one before it is over."""
+        """Begin a stage, which ends the previous one."""
         self._finish_stage()
         self._stage, self._stage_begun, self._last_line_at = name, time.monotonic(), -float("inf")
 
     def update(self, message: str, fraction_done: float, **metrics: float | int | str | bool | None) -> None:
-        """Say how far the stage is; `metrics` go to the file.
+        """Report the progress of the stage; `metrics` go to the file.
 
         Args:
-          message: what a person wants to know now.
-          fraction_done: 0 to 1, from which the time left of this stage is estimated.
+          message: shown on the line.
+          fraction_done: 0 to 1, from which the remaining time of this stage is estimated.
           metrics: numbers by name.
         """
         now = time.monotonic()
@@ -65,11 +65,11 @@ class Progress:
         self._write(line, is_final=not self._is_terminal)
 
     def say(self, message: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         self._write(f"[{_duration(time.monotonic() - self._begun):>7}] {message}", is_final=True)
 
     def close(self) -> None:
-        """The last stage is over."""
+        """End the last stage."""
         self._finish_stage()
         self._stage = ""
 
@@ -89,7 +89,7 @@ class Progress:
 
 
 class _Nowhere(io.StringIO):
-    """A stream that keeps nothing."""
+    """A stream that discards what is written."""
 
     def write(self, text: str) -> int:
         return len(text)

@@ -1,4 +1,4 @@
-"""Where figures come from: command, commit, versions and machine, for every record."""
+"""Provenance of figures: command, commit, versions and machine, for every record."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import jax
 PACKAGES = ("jax", "jaxlib", "jax-md", "flax", "optax", "numpy", "scipy")
 
 ENVIRONMENT = ("XLA_FLAGS", "GLIBC_TUNABLES")
-"""Variables that change how fast a run is."""
+"""Environment variables that affect the speed of a run."""
 
 
 def available_cores() -> int:
@@ -23,7 +23,7 @@ def available_cores() -> int:
 
 
 def about() -> dict[str, object]:
-    """What every record says of its run."""
+    """The provenance in every record."""
     return {
         "command": command(),
         "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
@@ -34,7 +34,7 @@ def about() -> dict[str, object]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide the result."""
+    """Versions of Python and of the packages that affect the result."""
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
 
 
@@ -82,12 +82,12 @@ def _cpu_name() -> str:
 
 
 def cpu_features() -> str:
-    """What code compiled for this processor may use."""
+    """Model and instruction sets of this processor."""
     return f"{_cpu_name()} {_cpu_entry('flags')}"
 
 
 def _cpu_entry(name: str) -> str:
-    """What Linux says of the first core; nothing elsewhere."""
+    """Entry of the first core in Linux's list; empty elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

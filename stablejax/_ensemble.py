@@ -1,4 +1,4 @@
-"""Behind `boltzmann`: which samples count and how much, checks of what goes in, chunks, and sums over devices."""
+"""Internals of `boltzmann`: weights of samples, checks of arguments, chunks, and sums over devices."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from stablejax.types import Array, Float, Int, Shaped
 
 
 class Ensemble(NamedTuple):
-    """How samples count. The neighborhood axis has length 1 where the estimator is global.
+    """Weights and segments of samples. The neighborhood axis has length 1 where the estimator is global.
 
-    A segment is what has a mean of its own: a thermodynamic state, a kind of neighborhoods, a half of the samples.
+    Each segment has its own mean: a thermodynamic state, a kind of neighborhood, a half of the samples.
     """
 
-    weight: Float[Array, "sample neighborhood"]  # not normalized; 0: as if it were not there
+    weight: Float[Array, "sample neighborhood"]  # not normalized; 0: excluded
     segment: Int[Array, "sample #neighborhood"]
 
 
 class Moments(NamedTuple):
-    """Of each segment."""
+    """Moments of the observables in each segment."""
 
     mean: Any  # ḡ, [segment, ...]
-    residual: Any  # what rounding left of the mean: the deviations from ḡ + residual sum to 0
+    residual: Any  # rounding error of the mean: the deviations from ḡ + residual sum to 0
     weight: Float[Array, " segment"]  # Σ w
     correction: Float[Array, " segment"]  # 1 − Σ p²
 
 
 class Segments(NamedTuple):
-    """Segments in the order state, group, half, each with whether the caller gave any."""
+    """Numbers of states, groups and halves, in the order of their axes, and which of them the caller gave."""
 
     num_states: int
     num_groups: int
@@ -52,11 +52,11 @@ class Segments(NamedTuple):
         group: Int[Array, "sample #neighborhood"],
         half: Int[Array, "sample 1"],
     ) -> Int[Array, "sample #neighborhood"]:
-        """Of each sample, or of each of its neighborhoods."""
+        """Segment of each sample, or of each of its neighborhoods."""
         return ((state * self.num_groups + group) * self.num_halves + half).astype(jnp.int32)
 
     def shown(self, mean: Any) -> Any:
-        """[state, group, ...] as the caller sees it: without the axes that nobody asked for."""
+        """[state, group, ...] as returned to the caller: without axes that were not requested."""
         kept = [n for n, has in ((self.num_states, self.has_states), (self.num_groups, self.has_groups)) if has]
         return jax.tree.map(lambda g: g.reshape(*kept, *g.shape[1:]), mean)
 
@@ -69,12 +69,12 @@ class Pass(NamedTuple):
     axis_name: str | None
 
     def over_chunks(self, fn: Callable[[Any, Ensemble], Any], samples: Any, ensemble: Ensemble) -> Any:
-        """Σ over chunks of `fn(samples, ensemble)`, one chunk after the other."""
+        """Σ over chunks of `fn(samples, ensemble)`, evaluated sequentially."""
         num_samples = len(ensemble.weight)
         if self.chunk_size is None or self.chunk_size >= num_samples:
             return fn(samples, ensemble)
         num_chunks = -(-num_samples // self.chunk_size)
-        # The last chunk is filled up with the first sample, at weight 0.
+        # The last chunk is padded with the first sample at weight 0.
         position = np.arange(num_chunks * self.chunk_size)
         index = np.where(position < num_samples, position, 0).reshape(num_chunks, self.chunk_size)
 
@@ -100,12 +100,12 @@ class Pass(NamedTuple):
         return jax.ops.segment_sum(flat, ensemble.segment.reshape(-1), num_segments=self.num_segments)
 
     def moments(self, observables_fn: Callable[[Any], Any], samples: Any, ensemble: Ensemble) -> Moments:
-        """Over all samples, those of other devices included, in one all-reduce.
+        """Moments over the samples of all devices, in one all-reduce.
 
         Args:
           observables_fn: samples -> pytree of [sample, neighborhood, ...].
           samples: pytree.
-          ensemble: how they count.
+          ensemble: their weights and segments.
         """
         counts = ensemble.weight
         sums = (
@@ -118,7 +118,7 @@ class Pass(NamedTuple):
                 parts = deviations(observables_fn(samples), ensemble, mean)
                 return jax.tree.map(lambda g: self.by_segment(ensemble, ensemble.weight, g), parts)
 
-            safe = jnp.where(sums[0] > 0, sums[0], 1)  # a device may have no sample that counts
+            safe = jnp.where(sums[0] > 0, sums[0], 1)  # a device may have no sample of nonzero weight
             return jax.tree.map(lambda g: g / like(safe, g), self.over_chunks(one, samples, ensemble))
 
         shape = jax.eval_shape(observables_fn, samples)
@@ -134,7 +134,7 @@ class Pass(NamedTuple):
 
 
 def deviations(observables: Any, ensemble: Ensemble, mean: Any) -> Any:
-    """Deviations g − ḡ of what counts, 0 of the rest."""
+    """Deviations g − ḡ of samples of nonzero weight, 0 for the others."""
     is_counted = ensemble.weight > 0
 
     def one(g, mean):
@@ -144,19 +144,19 @@ def deviations(observables: Any, ensemble: Ensemble, mean: Any) -> Any:
 
 
 def stand_in(samples: Any, weight: Float[Array, "sample neighborhood"]) -> Any:
-    """What does not count may be anything, NaN included, and 0 · NaN would count: replaced by a sample that does."""
+    """Samples with those of weight 0, which may hold NaN (0 · NaN is NaN), replaced by one of nonzero weight."""
     is_counted = jnp.any(weight > 0, axis=1)
     index = jnp.where(is_counted, jnp.arange(len(weight)), jnp.argmax(is_counted))
     return jax.tree.map(lambda leaf: leaf[index], samples)
 
 
 def is_concrete(array: Any) -> bool:
-    """Whether its numbers are known now."""
+    """Whether it has values, rather than being a tracer."""
     return not isinstance(array, jax.core.Tracer)
 
 
 def checked_temperatures(name: str, kT: Any) -> tuple[Float[Array, " state"], bool]:
-    """k_B T of each thermodynamic state, and whether there are states."""
+    """k_B T of each thermodynamic state, and whether `kT` has an axis of states."""
     values = kT if isinstance(kT, jax.Array) else np.asarray(kT, float)
     if values.ndim > 1 or (is_concrete(values) and not np.all(np.asarray(values) > 0)):
         raise ValueError(f"`{name}`: `kT` must be positive, got {kT}: pass k_B T in the unit of the energy.")
@@ -164,7 +164,7 @@ def checked_temperatures(name: str, kT: Any) -> tuple[Float[Array, " state"], bo
 
 
 def checked_samples(name: str, samples: Any, *, is_shared: bool) -> tuple[Any, int]:
-    """Samples as constants of JAX, and their number."""
+    """Samples as JAX constants, and their number."""
     sizes = {leaf.shape[0] if jnp.ndim(leaf) else 0 for leaf in jax.tree.leaves(samples)}
     if len(sizes) != 1 or 0 in sizes:
         raise ValueError(
@@ -178,7 +178,7 @@ def checked_samples(name: str, samples: Any, *, is_shared: bool) -> tuple[Any, i
 
 
 def checked_counts(name: str, mask: Any, weight: Any, shape: tuple[int, int]) -> Float[Array, "sample neighborhood"]:
-    """Weights of what counts, 0 of the rest."""
+    """Weights of the samples, 0 where the mask is False."""
     counts = jnp.ones(shape)
     if mask is not None:
         mask = jnp.asarray(mask)
@@ -199,13 +199,13 @@ PARTNERS = {
     "group": "`num_groups` of `localized`",
     "half": "`crosses_halves`",
 }
-"""What each index goes with."""
+"""The option that each index requires."""
 
 
 def checked_index(
     name: str, what: str, given: Any, number: int | None, shapes: tuple[tuple[int, ...], ...]
 ) -> Int[Array, "sample neighborhood"]:
-    """Indices from 0 to `number` − 1 as [sample, 1] or [sample, neighborhood]; zeros where none are asked for."""
+    """Indices from 0 to `number` − 1 as [sample, 1] or [sample, neighborhood]; zeros where none are requested."""
     if (number is not None) != (given is not None):
         raise ValueError(
             f"`{name}`: `{what}` goes with {PARTNERS[what]}, got {'no' if given is None else 'only'} `{what}`: give "

@@ -4,9 +4,9 @@ Everything here rests on one linear map. With probabilities p_i of the samples (
 
     ∂E[g]/∂θ = ⟨∂g/∂θ⟩ − 1/(k_B T) · 1/(1 − Σ p_i²) · Σ_i p_i (g_i − ḡ) ∂U_θ(x_i)/∂θ
 
-which for equal weights and an observable that does not know θ is the paper's Equation 6, unbiased, with 1/(N − 1).
+which for equal weights and an observable that does not depend on θ is the paper's Equation 6, unbiased, with 1/(N − 1).
 Contracted with the derivative of a loss (Equation 5) it is one reverse pass over one weighted sum of energies, and one
-over the observable where that knows θ: no per-sample gradient and no Jacobian is formed.
+over the observable where it depends on θ: no per-sample gradient and no Jacobian is formed.
 """
 
 from __future__ import annotations
@@ -34,24 +34,25 @@ class Localized(NamedTuple):
 
 
 class Parametric(NamedTuple):
-    """Marks an observable that knows the parameters; see `parametric`."""
+    """Marks an observable that depends on the parameters; see `parametric`."""
 
     observable_fn: Callable[..., Any]
 
 
 def localized(energies_fn: Callable[..., Float[Array, " neighborhood"]], *, num_groups: int | None = None) -> Localized:
-    """For the estimator: every neighborhood of every sample counts as one (Equation 8).
+    """For the estimator: every neighborhood of every sample counts as a sample (Equation 8).
 
     The observable then gives arrays with the neighborhood on axis 0, and mask and weight may be [sample, neighborhood].
-    With one neighborhood of all atoms it is the global estimator. The equation takes all neighborhoods for draws from
-    one distribution, independent of each other: kinds that differ have to be separated into groups, and correlations
-    between neighborhoods are neglected.
+    With one neighborhood of all atoms it is the global estimator. The equation treats all neighborhoods as independent
+    draws from one distribution: kinds that differ have to be separated into groups, and correlations between
+    neighborhoods are neglected.
 
     Args:
       energies_fn: `(*parameters, sample) -> U(γ)`, for each neighborhood the sum of its atom energies; see
-        `neighborhood_energies`. It has to be finite for all neighborhoods of a sample of which any counts.
+        `neighborhood_energies`. It has to be finite for all neighborhoods of a sample if any of them counts.
       num_groups: kinds of neighborhoods, each with a mean and a covariance of its own. The transforms then take
-        `group`, [neighborhood] or [sample, neighborhood], from 0 to `num_groups` − 1, and the mean has it in front.
+        `group`, [neighborhood] or [sample, neighborhood], from 0 to `num_groups` − 1, and the mean has an
+        axis of groups, after that of states.
     """
     return Localized(energies_fn, num_groups)
 
@@ -59,7 +60,7 @@ def localized(energies_fn: Callable[..., Float[Array, " neighborhood"]], *, num_
 def parametric(observable_fn: Callable[..., Any]) -> Parametric:
     """For the estimator: an observable `(*parameters, sample) -> g` that depends on the parameters itself.
 
-    The derivative of its mean has ⟨∂g/∂θ⟩ beside the covariance.
+    The derivative of its mean has ⟨∂g/∂θ⟩ in addition to the covariance.
 
     >>> import jax, jax.numpy as jnp
     >>> energy = lambda k, x: 0.5 * k * x**2
@@ -69,7 +70,7 @@ def parametric(observable_fn: Callable[..., Any]) -> Parametric:
     0.50 0.00
 
     Args:
-      observable_fn: takes what the energy function takes.
+      observable_fn: takes the same arguments as the energy function.
     """
     return Parametric(observable_fn)
 
@@ -100,9 +101,9 @@ def expectation(
     """The mean of an observable over samples of exp(−U_θ/k_B T), differentiable in the parameters of U.
 
     The value is the (weighted) sample mean, the derivative the Boltzmann estimator (Equation 6). Forward and reverse
-    mode both work, under `jit`, `vmap` and `scan` too, so that `jax.grad` of any function of it does, and `jax.jacrev`
-    of it is the explicit Jacobian. Second derivatives are refused. Values that energy or observable close over are
-    parameters too. kT may be traced; nothing is differentiated with respect to it.
+    mode both work, also under `jit`, `vmap` and `scan`: `jax.grad` differentiates any function of the mean, and
+    `jax.jacrev` gives the explicit Jacobian. Second derivatives are refused. Values that energy or observable close
+    over are treated as parameters too. kT may be traced; nothing is differentiated with respect to it.
 
     >>> import jax, jax.numpy as jnp
     >>> samples = jax.random.normal(jax.random.key(0), (100_000,)) / 2  # of ½ k x² with k = 4 and kT = 1
@@ -118,12 +119,12 @@ def expectation(
 
     Returns:
       `(*parameters, samples, *, mask=None, weight=None, state=None, group=None) -> mean of g`. `samples` is a pytree
-      with the sample on axis 0 of every leaf, and constant. `mask` [sample], boolean: what is False counts as nothing,
-      neither in the mean nor in N, and may be NaN. `weight` [sample]: not negative, on any scale. `state` [sample]:
+      with the sample on axis 0 of every leaf, and constant. `mask` [sample], boolean: samples with False are excluded
+      from the mean and from N, and may be NaN. `weight` [sample]: not negative, on any scale. `state` [sample]:
       index into `kT`. `group`: see `localized`. The derivative is NaN where fewer than 2 samples of a state count.
 
     Raises:
-      ValueError: kT is not positive; fewer than 2 samples; samples, mask, weight or state do not fit each other; the
+      ValueError: kT is not positive; fewer than 2 samples; samples, mask, weight or state are inconsistent; the
         energy is not scalar; parameters are complex; a second derivative is asked for.
     """
     _ensemble.checked_temperatures("expectation", kT)
@@ -155,14 +156,14 @@ def boltzmann_value_and_grad(
 ) -> Callable[..., tuple[Any, Any]]:
     """Value and gradient of a loss of ensemble averages; follows the calling convention of `jax.value_and_grad`.
 
-    The chain rule of Equation 5 with the estimator of Equation 6, contracted before anything is formed: the gradient of
-    `loss_fn(expectation(...)(*parameters, samples))`, accumulated over chunks of samples.
+    The chain rule of Equation 5 with the estimator of Equation 6, contracted before any Jacobian is formed: the
+    gradient of `loss_fn(expectation(...)(*parameters, samples))`, accumulated over chunks of samples.
 
-    The Jacobian is unbiased, its product with the slope of the loss is not, since both come from the same samples: for
-    a squared residual it is off by their covariance, of order 1/N. With `crosses_halves` the slope comes from one half
-    of the samples and the Jacobian from the other, averaged over both assignments: unbiased for a loss of squares, at
-    about the same spread. It is not the default because the paper's is the plain one, and because halves have to be
-    independent of each other.
+    The Jacobian is unbiased, its product with the derivative of the loss is not, since both come from the same samples:
+    for a squared residual the bias is their covariance, of order 1/N. With `crosses_halves` the derivative of the loss
+    comes from one half of the samples and the Jacobian from the other, averaged over both assignments: unbiased for a
+    quadratic loss, at about the same standard deviation. It is not the default because the paper uses the plain form,
+    and because the halves have to be independent of each other.
 
     >>> import jax, jax.numpy as jnp
     >>> samples = jax.random.normal(jax.random.key(0), (100_000,)) / 2
@@ -179,9 +180,9 @@ def boltzmann_value_and_grad(
       argnums: which parameters to differentiate.
       has_aux: `loss_fn` gives a pair, of which the first is differentiated.
       chunk_size: samples that are differentiated together; bounds the memory. None: all.
-      axis_name: mapped axis over which samples are shared; mean, N and gradient are then those of all of them.
-      excludes_non_finite: samples whose energy is not finite count as nothing, for one more pass over the energies.
-      crosses_halves: see above. Halves are the first and the second of all samples, or what `half` says.
+      axis_name: mapped axis over which samples are sharded; mean, N and gradient are then over all shards.
+      excludes_non_finite: exclude samples whose energy is not finite, at the cost of one more pass over the energies.
+      crosses_halves: see above. The halves are the first and the second half of all samples, unless `half` is given.
 
     Returns:
       `(*parameters, samples, *, mask=None, weight=None, state=None, group=None, half=None) -> (value, gradient)`; see
@@ -257,7 +258,7 @@ def _differentiable_mean(estimator: _Estimator) -> Callable[..., Any]:
     def mean_jvp(primals, tangents):
         parameters, samples, ensemble, moments = primals
 
-        # Linear in the tangent, so JAX transposes it into one reverse pass, of which a chunk is kept at a time.
+        # Linear in the tangent, so JAX transposes it into one reverse pass, with one chunk in memory at a time.
         @jax.checkpoint
         def terms(parameters, samples, ensemble):
             return estimator.terms(parameters, samples, ensemble, moments)
@@ -276,20 +277,20 @@ def _differentiable_mean(estimator: _Estimator) -> Callable[..., Any]:
 
 @jax.custom_jvp
 def _only_once(parameters: Any) -> Any:
-    """The identity, of which no derivative can be taken: that of the estimator would silently miss terms."""
+    """The identity, which refuses to be differentiated: a derivative of the estimator would silently miss terms."""
     return parameters
 
 
 @_only_once.defjvp
 def _only_once_jvp(*_):
     raise ValueError(
-        "`boltzmann`: expected first derivatives only, got a derivative of the estimator: covariances change with the "
-        "parameters too, by third moments that are not estimated here."
+        "`boltzmann`: expected first derivatives only, got a derivative of the estimator: covariances also depend on "
+        "the parameters, through third moments that are not estimated here."
     )
 
 
 class _Estimator(NamedTuple):
-    """Equations 6 and 8 for one energy and observable. Observables inside have [sample, neighborhood] in front."""
+    """Equations 6 and 8 for one energy and observable. Inside, observables lead with [sample, neighborhood]."""
 
     name: str
     energy_fn: EnergyFn
@@ -337,7 +338,7 @@ class _Estimator(NamedTuple):
         return jax.tree.map(one, found, moments.residual)
 
     def terms(self, parameters, samples, ensemble: Ensemble, moments: Moments):
-        """Sums over each segment whose derivative in the parameters is that of the mean."""
+        """Sums over each segment whose derivative with respect to the parameters is that of the mean."""
         coefficients = self.coefficients(lax.stop_gradient(parameters), samples, ensemble, moments)
         energies = self.energies(parameters, samples)
         by_segment = self.sum.by_segment
@@ -356,20 +357,20 @@ class _Estimator(NamedTuple):
         value_and_grad = jax.value_and_grad(lambda mean: loss_fn(self.segments.shown(mean)), has_aux=has_aux)
         if self.num_halves == 1:
             return value_and_grad(moments.mean)
-        apart = lambda leaf: leaf.reshape(-1, 2, *leaf.shape[1:])  # noqa: E731
-        weight = apart(moments.weight)
+        by_half = lambda leaf: leaf.reshape(-1, 2, *leaf.shape[1:])  # noqa: E731
+        weight = by_half(moments.weight)
         share = weight / jnp.sum(weight, axis=1, keepdims=True)
-        whole = jax.tree.map(lambda m: jnp.sum(like(share, apart(m)) * apart(m), axis=1), moments.mean)
+        whole = jax.tree.map(lambda m: jnp.sum(like(share, by_half(m)) * by_half(m), axis=1), moments.mean)
         value, _ = value_and_grad(whole)
         first, second = (
-            value_and_grad(jax.tree.map(lambda m, half=half: apart(m)[:, half], moments.mean))[1] for half in (0, 1)
+            value_and_grad(jax.tree.map(lambda m, half=half: by_half(m)[:, half], moments.mean))[1] for half in (0, 1)
         )
-        # The slope at the one half goes with the covariance of the other, and counts half.
+        # The slope at one half multiplies the covariance of the other, with weight ½.
         crossed = jax.tree.map(lambda a, b: 0.5 * jnp.stack([b, a], axis=1), first, second)
         return value, jax.tree.map(lambda v: v.reshape(-1, *v.shape[2:]), crossed)
 
     def weighted_gradient(self, parameters, argnums, samples, ensemble: Ensemble, moments: Moments, cotangent):
-        """Gradient of Σ_i (v · c_i) U_θ(x_i), and how many samples have an energy that is not finite."""
+        """Gradient of Σ_i (v · c_i) U_θ(x_i), and 1 where any energy is not finite, 0 otherwise."""
         coefficients = self.coefficients(parameters, samples, ensemble, moments)
         weight = _contract(ensemble, coefficients, cotangent)
         share = self._share(ensemble, moments)
@@ -389,12 +390,12 @@ class _Estimator(NamedTuple):
         return gradient, jnp.sum(~is_finite)
 
     def _energy(self, *parameters_and_sample):
-        """Of one sample, `(*parameters, sample)`: a scalar, or [neighborhood]."""
+        """Energy of one sample, `(*parameters, sample)`: a scalar, or [neighborhood]."""
         fn = self.energy_fn.energies_fn if isinstance(self.energy_fn, Localized) else self.energy_fn
         return fn(*parameters_and_sample)
 
     def _observable(self, *parameters_and_sample):
-        """Of one sample, `(*parameters, sample)`."""
+        """Observable of one sample, `(*parameters, sample)`."""
         if isinstance(self.observable_fn, Parametric):
             return self.observable_fn.observable_fn(*parameters_and_sample)
         return self.observable_fn(parameters_and_sample[-1])
@@ -410,7 +411,7 @@ class _Estimator(NamedTuple):
 def _prepared(
     estimator: _Estimator, parameters, samples, mask, weight, state, group, half=None
 ) -> tuple[Any, Ensemble]:
-    """Samples as constants, and how they count."""
+    """Samples as constants, and their weights and segments."""
     samples, num_samples = _ensemble.checked_samples(estimator.name, samples, is_shared=estimator.axis_name is not None)
     sample = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), samples)
     given = (*parameters, sample)
@@ -467,14 +468,14 @@ def _with_closures(estimator: _Estimator, parameters, samples) -> tuple[_Estimat
 
 
 def _without_non_finite(estimator: _Estimator, parameters, samples, ensemble: Ensemble) -> tuple[Any, Ensemble]:
-    """Samples and ensemble in which those whose energy is not finite do not count."""
+    """Samples and ensemble, with weight 0 for those whose energy is not finite."""
     is_finite = jnp.all(jnp.isfinite(_all_energies(estimator, parameters, samples)), axis=1, keepdims=True)
     weight = jnp.where(is_finite, ensemble.weight, 0)
     return _ensemble.stand_in(samples, weight), ensemble._replace(weight=weight)
 
 
 def _check_finite(estimator: _Estimator, num_broken, parameters, samples) -> None:
-    """Name the samples whose energy is not finite, where arrays are concrete."""
+    """Raise for samples whose energy is not finite, where arrays are concrete."""
     if not _ensemble.is_concrete(num_broken) or num_broken == 0:
         return
     is_broken = ~jnp.isfinite(_all_energies(estimator, parameters, samples))

@@ -1,4 +1,4 @@
-"""Averages over the samples of many devices."""
+"""Averages over the samples of several devices."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ def mean_of_devices(
 ) -> tuple[Any, Any, Any, Any]:
     """Moments of the samples of all devices from those of each, in one all-reduce.
 
-    Sums travel in two halves of the digits. Those of the upper halves are exact as long as devices are much alike, so
-    that what rounding leaves of the mean is known as well as on one device.
+    Each number is summed as an upper and a lower half of its digits. Sums of the upper halves are exact as long as the
+    values of the devices have about the same magnitude, so the rounding error of the mean is known as well as on one
+    device.
 
     Args:
       weight: sum of the weights of a device's samples.
       squares: sum of their squares.
       mean: pytree of [segment, ...], the mean of a device; anything finite where it has no sample.
-      residual: what rounding left of `mean`.
+      residual: rounding error of `mean`.
       axis_name: mapped axis of the devices.
 
     Returns:
-      The same four of the samples of all devices.
+      The same four for the samples of all devices.
     """
 
     def halves_of_sum(mean, residual):
@@ -54,24 +55,24 @@ def mean_of_devices(
 
 
 def _halves(x):
-    """A number as the sum of two with half of its digits."""
+    """A number as the sum of two, each with half of its digits."""
     precision = jnp.finfo(x.dtype)
     upper = lax.reduce_precision(x, precision.nexp, precision.nmant // 2)
     return upper, x - upper
 
 
 def _exact_product(a, b):
-    """The product and what rounding took from it (Dekker, Numer. Math. 18, 224, 1971)."""
+    """The product and its rounding error (Dekker, Numer. Math. 18, 224, 1971)."""
     product = a * b
     (upper_a, lower_a), (upper_b, lower_b) = _halves(a), _halves(b)
     return product, ((upper_a * upper_b - product) + upper_a * lower_b + lower_a * upper_b) + lower_a * lower_b
 
 
 def like(factor, array):
-    """`factor` with axes of length 1 behind, to go with `array`.
+    """`factor` with trailing axes of length 1, to broadcast against `array`.
 
     Args:
-      factor: of fewer axes.
-      array: whose axes it is given.
+      factor: has at most as many axes as `array`.
+      array: sets the number of axes.
     """
     return factor.reshape(factor.shape + (1,) * (array.ndim - factor.ndim))

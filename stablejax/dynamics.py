@@ -1,4 +1,4 @@
-"""Replicas: NVT dynamics of one, and a run of its steps that stops at the first violation."""
+"""NVT dynamics of one replica, which stops at the first violation of a criterion."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Replica(NamedTuple):
 
     @property
     def is_unstable(self) -> Bool[Array, "*replica"]:
-        """True once the criterion was violated or the dynamics left the finite numbers."""
+        """True once the criterion was violated or the state was no longer finite."""
         return (self.violation > 0) | ~self.is_finite
 
 
@@ -43,14 +43,14 @@ def init_replica(
 ) -> Replica:
     """A replica at `position` with velocities drawn from `key`, at step 0.
 
-    Where the neighbor list lacks capacity `did_overflow` is set, and forces are made anew once it has enough.
+    Where the neighbor list lacks capacity `did_overflow` is set, and forces are recomputed once it has enough.
 
     Args:
       integrator: see `integrators.langevin` and `integrators.nose_hoover`.
       key: PRNG key.
       position: Å.
-      prepared: what `integrator.potential.prepare` gave.
-      criterion: one with a state has to be given.
+      prepared: from `integrator.potential.prepare`.
+      criterion: required where it has a state.
     """
     listed = _listed(integrator, position)
     md = integrator.init(key, position, prepared, listed)
@@ -59,11 +59,11 @@ def init_replica(
 
 
 def restart(replica: Replica, criterion: Criterion | None = None) -> Replica:
-    """The replica, free to move and with its record of violations cleared. Its step is kept.
+    """The replica, no longer frozen and with its record of violations cleared. Its step is kept.
 
     Args:
       replica: frozen or not.
-      criterion: one with a state has to be given; it starts from this frame.
+      criterion: required where it has a state, which then starts from this frame.
     """
     return _unfrozen(replica.md, replica.step, criterion)
 
@@ -108,13 +108,13 @@ def advance(
 
     The criterion is evaluated after every step. A step to a non-finite state is not taken: the replica keeps the state
     before it and is marked. Neither is one for which the neighbor list lacks capacity: the replica is paused, and
-    resumes from there when it is given to an integrator with more. Frozen replicas cost nothing where replicas run one
-    after the other.
+    resumes from there when it is given to an integrator with more. Frozen replicas cost nothing where replicas run
+    sequentially.
 
     Args:
       integrator: see `integrators.langevin` and `integrators.nose_hoover`.
       criterion: unstable above 0.
-      prepared: what `integrator.potential.prepare` gave.
+      prepared: from `integrator.potential.prepare`.
       replica: from `init_replica`.
       until_step: count of steps since the start.
       freeze_above: in the criterion's unit.
@@ -124,17 +124,17 @@ def advance(
 
 
 class _Carry(NamedTuple):
-    """What is carried through the steps of a call."""
+    """The loop carry of a call."""
 
     replica: Replica
     listed: NeighborList | None
-    is_stale: Bool[Array, ""]  # the step was more than the list covers, and is taken again with a new one
+    is_stale: Bool[Array, ""]  # the step moved atoms further than the list covers, and is repeated with a new one
 
 
 def _begin(integrator: Integrator, prepared: Any, replica: Replica) -> _Carry:
     listed = _listed(integrator, replica.md.position)
     if listed is not None:
-        # A replica that was paused at its start has no forces yet, also where `restart` has cleared that it was.
+        # A replica that was paused at its start has no forces yet, even where `restart` has cleared the flag.
         lacks_forces = ~jnp.all(jnp.isfinite(replica.md.force))
         force = force_fn(integrator.potential)(replica.md.position, prepared=prepared, listed=listed)
         md = replica.md.set(force=jnp.where(lacks_forces, force, replica.md.force))
@@ -157,7 +157,7 @@ def _advance(integrator: Integrator, criterion, prepared, carry: _Carry, until_s
         stepped, position = _stepped(integrator, criterion, prepared, replica, listed, freeze_above)
         if lists is None:
             return _Carry(stepped, None, is_stale)
-        # Once: what a new list does not cover either is a state that is not finite.
+        # Repeated once only: a step that a new list does not cover either counts as not finite.
         is_stale = ~is_stale & ~lists.covers(listed, position) & ~listed.did_overflow
         paused = replica._replace(did_overflow=listed.did_overflow)
         return _Carry(
@@ -170,9 +170,9 @@ def _advance(integrator: Integrator, criterion, prepared, carry: _Carry, until_s
 def _stepped(
     integrator: Integrator, criterion, prepared, replica: Replica, listed, freeze_above
 ) -> tuple[Replica, Position]:
-    """The replica after a step, and the position that the step led to, which it has not where that is not finite."""
+    """The replica after a step, and the position that the step led to, which it does not take if not finite."""
     md = integrator.step(replica.md, prepared, listed)
-    # Dropped by the compiler where the criterion does not ask for it.
+    # Removed by the compiler where the criterion does not use it.
     energy = integrator.potential.prepared_energy(prepared, md.position, listed)
     state, violation = stateful(criterion).step(replica.criterion, frame_of(md, energy))
     is_finite = jnp.all(jnp.isfinite(md.position)) & jnp.all(jnp.isfinite(md.momentum)) & jnp.isfinite(violation)
@@ -200,16 +200,16 @@ def sample(
 ) -> tuple[Replica, Trajectory]:
     """`num_frames` times `steps_per_frame` steps, keeping the frame at the end of each; memory is that of the frames.
 
-    A replica that is frozen on the way stays there, and one whose neighbor list overflows is paused; its frames from
-    then on are marked as not valid.
+    A replica that freezes keeps its state, and one whose neighbor list overflows is paused; its frames from then on are
+    marked as not valid.
 
     Args:
       integrator: see `integrators.langevin` and `integrators.nose_hoover`.
       criterion: unstable above 0.
-      prepared: what `integrator.potential.prepare` gave.
+      prepared: from `integrator.potential.prepare`.
       replica: from `init_replica`.
-      num_frames: to keep.
-      steps_per_frame: between two of them.
+      num_frames: number of frames kept.
+      steps_per_frame: steps between frames.
       freeze_above: in the criterion's unit.
     """
     start = replica.step

@@ -17,7 +17,7 @@ def from_energy(
     init: Callable[[Key], Params] | None = None,
     offset: float = 0.0,
 ) -> Potential:
-    """A potential from any JAX function of parameters and positions. The global estimator needs no more.
+    """A potential from any JAX function of parameters and positions. This is all that the global estimator needs.
 
     >>> import jax, jax.numpy as jnp
     >>> well = from_energy(lambda k, x: 0.5 * k * jnp.sum(x**2), num_atoms=1)
@@ -27,7 +27,7 @@ def from_energy(
     Args:
       energy_fn: `(params, position) -> eV`, with the boundaries of `space`.
       num_atoms: of the system.
-      space: what the function takes for its boundaries; thermostats count the degrees of freedom by it.
+      space: the boundaries that the function assumes; thermostats count the degrees of freedom by it.
       init: `key -> params`. None: parameters come from elsewhere.
       offset: see `potential.bind`.
     """
@@ -55,11 +55,11 @@ def from_atom_energies(
     """A potential from any JAX function that gives energies of atoms, as the localized estimator needs.
 
     Args:
-      atom_energies_fn: `(params, position, pairs) -> [atom]`, eV. It takes distances by `space`, and gives nothing for
-        pairs beyond the cutoff or in padding.
+      atom_energies_fn: `(params, position, pairs) -> [atom]`, eV. It computes distances in `space`; pairs beyond the
+        cutoff and padding contribute 0.
       num_atoms: of the system.
       cutoff: Å.
-      space: in which the function takes distances.
+      space: in which the function computes distances.
       init: `key -> params`. None: parameters come from elsewhere.
       offset: see `potential.bind`.
 
@@ -85,5 +85,5 @@ def from_atom_energies(
 
 def _no_init(_: Key) -> Params:
     raise ValueError(
-        "`Potential.init`: expected `init` where the potential was made, got none: pass parameters instead."
+        "`Potential.init`: expected a potential made with `init`, got one without: pass parameters instead."
     )

@@ -12,7 +12,7 @@ from stablejax.types import Params
 
 
 def with_longer_lists(potential: Potential, factor: float = 2.0) -> Potential:
-    """The potential with more capacity in its lists, all pairs at the most.
+    """The potential with a larger capacity of its neighbor lists, at most all pairs.
 
     Args:
       potential: with lists.
@@ -33,7 +33,7 @@ def trainable(potential: Potential, params: Params, is_trainable: Callable[[str]
     Args:
       potential: as a function of all.
       params: all parameters.
-      is_trainable: of the path of a leaf, as `params/readout_out/kernel`.
+      is_trainable: takes the path of a leaf, such as `params/readout_out/kernel`.
 
     Returns:
       The potential and its parameters: those given, with None for each leaf that is held fixed.

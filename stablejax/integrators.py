@@ -1,6 +1,6 @@
-"""Integrators of NVT dynamics: jax-md's, with thermal energy in every degree of freedom that can move, and only there.
+"""Integrators of NVT dynamics: jax-md's, with thermal energy in the unconstrained degrees of freedom, and only there.
 
-The Nosé–Hoover chain counts the degrees of freedom that are free to move, and initial momenta are Maxwell–Boltzmann for
+The Nosé–Hoover chain counts the unconstrained degrees of freedom, and initial momenta are Maxwell–Boltzmann for
 every element.
 """
 
@@ -25,13 +25,13 @@ Time = float | Float[Array, ""]
 class Integrator(NamedTuple):
     """`init(key, position, prepared, listed) -> md` and `step(md, prepared, listed) -> md`, a jax-md state each.
 
-    `prepared` is what `potential.prepare` gave; `listed` one of `potential.lists`, None where there are none.
+    `prepared` comes from `potential.prepare`, `listed` from `potential.lists`; None where there are none.
     """
 
     potential: Potential
     init: Callable[[Key, Position, Any, NeighborList | None], Any]
     step: Callable[[Any, Any, NeighborList | None], Any]
-    constrained_dof: int  # degrees of freedom that do not move, of 3N
+    constrained_dof: int  # constrained degrees of freedom, of 3N
 
 
 def maxwell_boltzmann(
@@ -62,21 +62,21 @@ def langevin(
     """Langevin dynamics by jax-md's BAOAB splitting: all 3N degrees of freedom are thermal.
 
     Args:
-      potential: the form that is run.
+      potential: the form that is simulated.
       mass: amu.
       kT: eV; may be traced.
       timestep: internal unit of time.
       friction: friction coefficient γ, per internal unit of time.
 
     Raises:
-      ValueError: masses of another number of atoms; kT, timestep or friction are not positive.
+      ValueError: masses for a different number of atoms; kT, timestep or friction are not positive.
     """
     mass = _checked("langevin", potential, mass, kT=kT, timestep=timestep, friction=friction)
     init_fn, step_fn = simulate.nvt_langevin(force_fn(potential), _SHIFT_FREE, dt=timestep, kT=kT, gamma=friction)
 
     def init(key, position, prepared, listed):
         velocity_key, thermostat_key = jax.random.split(key)
-        # The center of mass moves as freely as the rest: its velocity is thermal too.
+        # The center of mass is not constrained: its velocity is thermal too.
         drift = jnp.sqrt(kT / jnp.sum(mass)) * jax.random.normal(jax.random.fold_in(velocity_key, 1), (3,), mass.dtype)
         velocity = maxwell_boltzmann(velocity_key, mass, kT=kT) + drift
         momenta = (mass[:, None] * velocity).astype(position.dtype)
@@ -100,10 +100,10 @@ def nose_hoover(
     """Nosé–Hoover chain: 3N − 6 thermal degrees of freedom of a molecule at rest without rotation, 3N − 3 in a cell.
 
     The chain conserves the directions of momentum and, in open boundaries, angular momentum, so these are set to 0 and
-    not counted. One chain over stiff modes that hardly exchange energy, as in flexible water, warms them slowly.
+    not counted. One chain over stiff modes that hardly exchange energy, as in flexible water, heats them slowly.
 
     Args:
-      potential: the form that is run.
+      potential: the form that is simulated.
       mass: amu.
       kT: eV; may be traced.
       timestep: internal unit of time.
@@ -113,8 +113,8 @@ def nose_hoover(
       suzuki_yoshida_steps: 1, 3, 5 or 7.
 
     Raises:
-      ValueError: fewer than 3 atoms (3N − 6 would not be positive); masses of another number of atoms; kT, timestep or
-        damping time are not positive; a chain of one thermostat, which jax-md integrates wrongly.
+      ValueError: fewer than 3 atoms (3N − 6 would not be positive); masses for a different number of atoms; kT,
+        timestep or damping time are not positive; a chain of one thermostat, which jax-md integrates incorrectly.
     """
     mass = _checked("nose_hoover", potential, mass, kT=kT, timestep=timestep, damping_time=damping_time)
     if len(mass) < 3:
@@ -153,7 +153,7 @@ def kinetic_temperature(
     Args:
       velocity: Å per internal unit of time.
       mass: amu.
-      constrained_dof: degrees of freedom that do not move; see `Integrator`.
+      constrained_dof: constrained degrees of freedom; see `Integrator`.
     """
     kinetic = 0.5 * jnp.sum(mass[:, None] * velocity * velocity, axis=(-1, -2))
     return 2 * kinetic / (3 * len(mass) - constrained_dof)

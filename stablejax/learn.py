@@ -40,16 +40,16 @@ class Optimization(NamedTuple):
     qm_weight: float = 10.0  # λ of Equation 7
     qm_batch_size: int = 100  # frames of the static data set per epoch; all of them if there are fewer
     observable_clip_norm: float = math.inf  # of ∇L_obs before it is added
-    max_updates: int = 1  # per epoch; more reuse its samples by reweighting
+    max_updates: int = 1  # per epoch; above 1 its samples are reused by reweighting
     min_effective_fraction: float = 0.5  # samples are reused while N_eff/N is at least this
 
 
 class Noise(NamedTuple):
-    """Settings that watch the statistical error of ∇L_obs."""
+    """Settings for the statistical error of ∇L_obs."""
 
-    num_blocks: int = 0  # of replicas, for the jackknife, a gradient each; 0: the error is not estimated
-    wanted_signal_to_noise: float = 0.0  # below it the next epoch simulates longer, t by t; 0: always t
-    max_rounds: int = 8  # at most so many times t
+    num_blocks: int = 0  # blocks of replicas in the jackknife, one gradient each; 0: the error is not estimated
+    wanted_signal_to_noise: float = 0.0  # below it the next epoch simulates a larger multiple of t; 0: always t
+    max_rounds: int = 8  # largest multiple of t
 
 
 class Learning(NamedTuple):
@@ -57,13 +57,13 @@ class Learning(NamedTuple):
 
     optimization: Optimization
     steps_per_frame: int = 100  # S
-    min_unstable: float = 0.0  # f_min: the phase ends when at most so many replicas fail within t
+    min_unstable: float = 0.0  # f_min: the phase ends when at most this fraction of the replicas fails within t
     max_epochs: int = 200
     rate_schedule: optax.Schedule = optax.constant_schedule(1.0)  # epoch -> factor on the rate
-    plateau_factor: float = 0.2  # the rate falls by this when L_obs stalls
+    plateau_factor: float = 0.2  # the rate is multiplied by this when L_obs has reached a plateau
     plateau_patience: int = 10  # epochs without improvement
     min_rate_scale: float = 0.04  # the phase ends when the plateau has lowered the rate to this
-    freeze_above: float = math.inf  # frames are learned from up to here beyond the criterion, in its unit
+    freeze_above: float = math.inf  # frames count until the criterion exceeds this value, in its unit
     noise: Noise = Noise()
 
 
@@ -73,7 +73,7 @@ class LearnState(NamedTuple):
     updates: UpdateState
     plateau: Any
     epoch: Int[Array, ""]  # epochs of the present phase
-    num_rounds: Int[Array, ""]  # times t that the next epoch simulates
+    num_rounds: Int[Array, ""]  # multiple of t that the next epoch simulates
 
 
 class Endpoints(NamedTuple):
@@ -84,14 +84,14 @@ class Endpoints(NamedTuple):
 
 
 class LearnInfo(NamedTuple):
-    """What an epoch saw, before its update."""
+    """Statistics of an epoch, before its update."""
 
     fraction_unstable: Float[Array, ""]
     num_steps: Int[Array, ""]  # replica-steps taken
     num_quarantined: Int[Array, ""]
     num_overflows: Int[Array, ""]  # see `SimulateInfo`
-    num_rounds: Int[Array, ""]  # times t steps that were simulated
-    num_samples: Int[Array, ""]  # frames that count
+    num_rounds: Int[Array, ""]  # multiple of t that was simulated
+    num_samples: Int[Array, ""]  # valid frames
     updates: UpdateInfo
     signal_to_noise: Float[Array, ""]  # of ∇L_obs; NaN where it is not estimated
     rate_scale: Float[Array, ""]  # factor on the learning rate
@@ -104,15 +104,15 @@ class LearnPhase(NamedTuple):
 
     init: Callable[[Params], LearnState]
     step: Callable[..., tuple[LearnState, LearnInfo]]
-    begin: Callable[[LearnState], LearnState]  # a phase: the plateau afresh, the optimizer's state as it is
+    begin: Callable[[LearnState], LearnState]  # a phase: resets the plateau and keeps the optimizer's state
 
 
 def learn_phase(problem: Problem, engine: Engine, settings: Learning) -> LearnPhase:
     """The learning phase (Algorithm 1, lines 22 to 30).
 
     Each epoch runs all replicas for t steps from where they were rewound to, takes a frame every `steps_per_frame`
-    steps, and updates the parameters. The phase ends when at most `min_unstable` of the replicas became unstable, the
-    rate has fallen to `min_rate_scale`, or after `max_epochs`.
+    steps, and updates the parameters. The phase ends when at most a fraction `min_unstable` of the replicas became
+    unstable, the rate has fallen to `min_rate_scale`, or after `max_epochs`.
 
     Args:
       problem: what is learned.
@@ -165,10 +165,10 @@ def learn_phase(problem: Problem, engine: Engine, settings: Learning) -> LearnPh
 
 
 def static_batch(problem: Problem, settings: Learning, *, seed: int, cycle: int, epoch: int) -> Labeled:
-    """Frames of the static data set for one epoch, without replacement: they follow from the seed and the epoch only.
+    """Frames of the static data set for one epoch, without replacement, determined by seed, cycle and epoch.
 
     Args:
-      problem: whose frames.
+      problem: holds the frames.
       settings: the size of a batch.
       seed: of the run.
       cycle: completed cycles.
@@ -276,7 +276,7 @@ def _updates_of(problem: Problem, execution: Execution, settings: Optimization) 
 
 
 def _signal_to_noise(problem: Problem, execution: Execution, settings: Noise) -> Callable:
-    """`(params, samples, mask, number of replicas) -> ` that of ∇L_obs, by leaving out blocks of replicas."""
+    """`(params, samples, mask, number of replicas) -> signal-to-noise of ∇L_obs`, by the jackknife over replicas."""
     if not settings.num_blocks:
         return lambda *_: jnp.float32(jnp.nan)
     jackknife = jackknife_gradient(_value_and_grad(problem, execution), num_blocks=settings.num_blocks)
@@ -287,9 +287,10 @@ def _signal_to_noise(problem: Problem, execution: Execution, settings: Noise) ->
     def signal_to_noise(params, samples, mask, num_replicas: int):
         if settings.num_blocks > num_replicas:
             raise ValueError(
-                f"`Noise`: {settings.num_blocks} blocks need as many replicas, got {num_replicas}: choose fewer blocks."
+                f"`Noise`: {settings.num_blocks} blocks need at least as many replicas, got {num_replicas}: choose "
+                "fewer blocks."
             )
-        # Replicas are independent of each other, so each is whole in one block.
+        # Replicas are independent of each other, so each belongs to one block as a whole.
         replica = jnp.arange(len(mask)) // (len(mask) // num_replicas)
         return shared(params, samples, mask, replica % settings.num_blocks)
 
@@ -297,7 +298,7 @@ def _signal_to_noise(problem: Problem, execution: Execution, settings: Noise) ->
 
 
 def _next_rounds(settings: Noise, ratio, num_rounds: int) -> Int[Array, ""]:
-    """Times t that the next epoch simulates for the wanted signal-to-noise: a power of 2, for few compilations."""
+    """Multiple of t in the next epoch for the wanted signal-to-noise: a power of 2, for few compilations."""
     if not settings.wanted_signal_to_noise:
         return jnp.int32(1)
     needed = samples_needed(num_rounds, ratio, wanted=settings.wanted_signal_to_noise)

@@ -30,11 +30,11 @@ class LabelErrors(NamedTuple):
 def energy_and_force_loss(
     energy_fn: EnergyFn, *, energy_weight: float, force_weight: float
 ) -> Callable[[Params, Labeled], tuple[Float[Array, ""], LabelErrors]]:
-    """L_QM = λ_U mean (U_ref − U_θ)² + λ_F mean |F_ref − F_θ|² (Equation 3, but for the second mean).
+    """L_QM = λ_U mean (U_ref − U_θ)² + λ_F mean |F_ref − F_θ|² (Equation 3, except for the second mean).
 
     The first mean is over frames, in eV²; the second over frames, atoms and components, in (eV/Å)². Equation 3 has the
-    squared norm of a frame's forces, 3N times as much, so its λ_F is the one here over 3N: 63 for aspirin, 576 for 64
-    molecules of water. Differentiable.
+    squared norm of a frame's forces, 3N times as much, so its λ_F is the one here divided by 3N: 63 for aspirin, 576
+    for 64 molecules of water. Differentiable.
 
     Args:
       energy_fn: `(params, position) -> eV`.
@@ -61,7 +61,7 @@ def observable_loss(reference: Any, weight: Any) -> Callable[[Any], Float[Array,
     For a density on bins of width Δ, w = Δ makes it the integral of the squared difference, whatever the bins.
 
     Args:
-      reference: g_ref, a pytree like the observable's.
+      reference: g_ref, a pytree with the structure of the observable.
       weight: w, a pytree of scalars with the structure of `reference`.
     """
 

@@ -1,4 +1,4 @@
-"""Error measures of simulated averages against a reference, and intervals of means over replicas."""
+"""Error measures of simulated averages against a reference, and confidence intervals of means over replicas."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Interval(NamedTuple):
     value: float
     low: float
     high: float
-    num: int  # values that count
+    num: int  # number of values
 
 
 def mean_absolute_error(found: Float[np.ndarray, "*shape"], reference: Float[np.ndarray, "*shape"]) -> float:
@@ -40,7 +40,7 @@ def spurious_peak(found: Float[np.ndarray, "*shape"], reference: Float[np.ndarra
 
 
 def total_variation_distance(found: Float[np.ndarray, "*shape"], reference: Float[np.ndarray, "*shape"]) -> float:
-    """½ Σ |p − q| of two histograms of fractions: 0 for the same, 1 for those without an entry in common.
+    """½ Σ |p − q| of two histograms of fractions: 0 for equal, 1 for disjoint ones.
 
     Args:
       found: fractions, which sum to 1.
@@ -52,7 +52,7 @@ def total_variation_distance(found: Float[np.ndarray, "*shape"], reference: Floa
 def errors_of_replicas(
     curves: Float[np.ndarray, "replica lag"], reference: Float[np.ndarray, " lag"]
 ) -> Float[np.ndarray, " whole"]:
-    """Mean absolute error of the curve of each replica; those that hold a NaN are left out.
+    """Mean absolute error of the curve of each replica; those that contain a NaN are left out.
 
     Args:
       curves: for example velocity autocorrelation functions; NaN where a replica was not stable for a window.

@@ -1,4 +1,4 @@
-"""Observables, criteria and models by name, for configs: made from what is known of a system. One line adds another."""
+"""Observables, criteria and models by name, for configs, from a system's topology or data. One line adds another."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CRITERIA: dict[str, Callable[[Topology, float], Criterion]] = {
     "intermolecular_distance": lambda facts, threshold: stability.intermolecular_distance(
         _between(facts), threshold=threshold, space=facts.space
     ),
-    # Of all 3N degrees of freedom: under a Nosé–Hoover chain, which keeps some at rest, it reads a little low.
+    # Of all 3N degrees of freedom: under a Nosé–Hoover chain, which constrains some, it is slightly too low.
     "kinetic_energy_per_dof": lambda facts, threshold: stability.kinetic_energy_per_dof(
         facts.mass, threshold=threshold, constrained_dof=0
     ),

@@ -1,4 +1,4 @@
-"""Local neighborhoods for the localized estimator (paper A.2, A.6): what they are, and which of them to learn from."""
+"""Local neighborhoods for the localized estimator (paper A.2, A.6): their atoms, and a balanced subsample of them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def nearest_molecules(
 ) -> Callable[[Frame], Int[Array, "molecule member"]]:
     """The atoms of each molecule and of those nearest to it, `num_molecules` in all, as indices.
 
-    Molecules are as near as their first atoms. Membership is a constant of the frame, not differentiated. What it gives
-    goes into `boltzmann.neighborhood_energies`.
+    The distance of two molecules is that of their first atoms. Membership is a constant of the frame, not
+    differentiated. The result is an argument of `boltzmann.neighborhood_energies`.
 
     Args:
-      molecule: number of the molecule of each atom; see `topology.find_molecules`. All have as many atoms.
+      molecule: number of the molecule of each atom; see `topology.find_molecules`. All have the same number of atoms.
       num_molecules: in a neighborhood: 1 in the paper.
-      space: in which distances are taken.
+      space: in which distances are computed.
 
     Raises:
       ValueError: molecules differ in size; more molecules than there are.
@@ -32,8 +32,8 @@ def nearest_molecules(
     sizes = np.bincount(molecule)
     if np.ptp(sizes):
         raise ValueError(
-            f"`nearest_molecules`: all molecules must have as many atoms, got from {sizes.min()} to {sizes.max()}: "
-            "pass neighborhoods of your own to `neighborhood_energies`."
+            f"`nearest_molecules`: all molecules must have the same number of atoms, got {sizes.min()} to "
+            f"{sizes.max()}: pass neighborhoods of your own to `neighborhood_energies`."
         )
     if not 1 <= num_molecules <= len(sizes):
         raise ValueError(f"`nearest_molecules`: `num_molecules` must be 1 to {len(sizes)}, got {num_molecules}.")
@@ -62,8 +62,8 @@ def balanced_subsample(
 ) -> tuple[Bool[Array, "sample neighborhood"], Float[Array, "sample neighborhood"]]:
     """At most `per_bin` neighborhoods from each of `num_bins` equal bins of a value, drawn at random (A.6).
 
-    Instabilities are rare, so most neighborhoods look alike; this way those that do not weigh more. The mean of what
-    is left is not that of the ensemble, unless it is taken with the weights.
+    Instabilities are rare, so most neighborhoods look alike; this gives more weight to the others. The mean over the
+    subsample is not that of the ensemble, unless it is taken with the weights.
 
     Args:
       key: PRNG key.
@@ -73,7 +73,7 @@ def balanced_subsample(
       per_bin: 5 in the paper.
 
     Returns:
-      Which are chosen, and the weight that stands for those of its bin that are not: their number over that chosen.
+      Which are chosen, and the weight of each: the number of neighborhoods in its bin over the number chosen from it.
     """
     flat, counts = lax.stop_gradient(value).reshape(-1), mask.reshape(-1)
     counts &= jnp.isfinite(flat)

@@ -1,4 +1,4 @@
-"""Neighbor lists under `jit`: the pairs that may come within a cutoff, found again when atoms have moved."""
+"""Neighbor lists under `jit`: the pairs that may come within a cutoff, rebuilt when atoms have moved."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class NeighborList(NamedTuple):
     """Pairs that may come within the cutoff while no atom moves by more than half the skin."""
 
     pairs: Pairs  # padded
-    position: Position  # where it was made, Å
+    position: Position  # at which it was built, Å
     did_overflow: Bool[Array, ""]  # there were more pairs than its capacity: some are missing
 
 
 class NeighborLists(NamedTuple):
     """`init(position) -> list`, `step(list, position, is_active, is_wanted) -> list`, `covers(list, position)`.
 
-    `step` makes the list again where atoms have moved, or where it `is_wanted`, and not for what is not active.
+    `step` rebuilds the list where atoms have moved or `is_wanted` is set, but not for a replica that is not active.
     """
 
     init: Callable[[Position], NeighborList]
@@ -36,21 +36,21 @@ class NeighborLists(NamedTuple):
 
 
 def neighbor_lists(num_atoms: int, *, cutoff: float, skin: float, num_pairs: int, space: Space = OPEN) -> NeighborLists:
-    """Lists of the pairs within `cutoff + skin`, made again when an atom has moved by a quarter of the skin.
+    """Lists of the pairs within `cutoff + skin`, rebuilt when an atom has moved by a quarter of the skin.
 
-    Replicas side by side under `vmap` make theirs together, when the first of those that are active needs it: a branch
-    of its own for each would turn into a selection, in which every list is made at every step. All distances are
-    computed to make a list, so it is for up to some thousand atoms.
+    Replicas under one `vmap` rebuild theirs together, when the first active one needs it: a branch for each would turn
+    into a selection, in which every list is rebuilt at every step. All distances are computed to build a list, so it
+    is for up to some thousand atoms.
 
     Args:
       num_atoms: of the system.
       cutoff: Å.
-      skin: Å. Wide: more pairs at every step; narrow: lists are made more often.
-      num_pairs: capacity for pairs; see `most_pairs`. A list that overflows says so.
+      skin: Å. Wide: more pairs at every step; narrow: lists are rebuilt more often.
+      num_pairs: capacity for pairs; see `most_pairs`. An overflow is flagged.
       space: positions may be wrapped or not.
 
     Raises:
-      ValueError: no capacity; the skin is not positive; the cell is too small for cutoff and skin.
+      ValueError: the capacity is 0; the skin is not positive; the cell is too small for cutoff and skin.
     """
     if num_pairs < 1 or skin <= 0:
         raise ValueError(
@@ -70,7 +70,7 @@ def neighbor_lists(num_atoms: int, *, cutoff: float, skin: float, num_pairs: int
         return jnp.max(safe_norm(position - listed.position))
 
     def step(listed, position, is_active, is_wanted):
-        # Half of the skin is what the list covers; the other quarter is for the coming step.
+        # The list covers half of the skin; the remaining quarter is for the next step.
         is_due = is_active & (is_wanted | (furthest(listed, position) > 0.25 * skin))
         return lax.cond(_any_side_by_side(is_due), lambda: init(position), lambda: listed)
 
@@ -92,8 +92,8 @@ def most_pairs(
       position: frames, Å.
       cutoff: Å.
       skin: Å.
-      space: where they live.
-      margin: at most all pairs are asked for.
+      space: boundaries of the frames.
+      margin: factor; the result is at most the number of all pairs.
 
     Raises:
       ValueError: the cell is too small for cutoff and skin.

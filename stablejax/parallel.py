@@ -1,4 +1,4 @@
-"""Many replicas at once: side by side on a device, and shared between devices."""
+"""Many replicas at once: batched on a device, and sharded over devices."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Execution(NamedTuple):
     """Where replicas run and how much of the work is done at once; results do not depend on it."""
 
     mesh: Mesh | None = None  # devices that share replicas and samples; None: one device
-    batch_size: int | None = None  # replicas side by side on a device; None: all
+    batch_size: int | None = None  # replicas in a batch on a device; None: all
     chunk_size: int | None = None  # samples whose energies are differentiated together; None: all
-    donates: bool = False  # a state of StABlE training gives its memory to the next, and cannot be used again
+    donates: bool = False  # buffers of a state of StABlE training are donated to the next: it cannot be used again
 
     @property
     def axis_name(self) -> str | None:
@@ -42,11 +42,11 @@ class Execution(NamedTuple):
         return map_replicas(fn, batch_size=self.batch_size, mesh=self.mesh, is_active=is_active)
 
     def over_samples(self, fn: Callable, *, gives_samples: bool = False) -> Callable:
-        """`fn(params, *samples)` with the samples shared between devices, the result that of all of them.
+        """`fn(params, *samples)` with the samples sharded over devices; the result is that of all samples.
 
         Args:
-          fn: what it gives is the same on all devices, by sums over `axis_name`; or it `gives_samples`.
-          gives_samples: the result has the samples on axis 0, and stays shared.
+          fn: its result is the same on all devices, by sums over `axis_name`, unless it `gives_samples`.
+          gives_samples: the result has the samples on axis 0, and stays sharded.
         """
         if self.mesh is None:
             return fn
@@ -61,7 +61,7 @@ class Execution(NamedTuple):
 
 
 ONE_DEVICE = Execution()
-"""All replicas side by side, and all samples at once."""
+"""All replicas in one batch, and all samples at once."""
 
 
 def map_replicas(
@@ -75,12 +75,13 @@ def map_replicas(
 
     Args:
       fn: function of what all replicas share and of one replica's pytree.
-      batch_size: replicas that run side by side on a device (`vmap`); the others follow in turn. None: all.
-        1 suits the caches of a CPU, None a GPU.
-      mesh: devices to share the replicas between, by their axis `replica`. Their number has to divide the replicas'.
+      batch_size: replicas in one `vmap` on a device; batches run sequentially. None: all. 1 suits the caches of a CPU,
+        None a GPU.
+      mesh: devices to shard the replicas over, by their axis `replica`. Their number has to divide that of replicas.
       is_active: of one replica's pytree, whether `fn` has work to do, as `advance` has with a replica that is not
-        frozen. Replicas without work are put side by side, so that nobody waits for others beside them: on each device,
-        those with work run on a half, a quarter or an eighth of the width where they fit. None: all have work.
+        frozen. On each device replicas with work are sorted to the front, so that the others share as few batches with
+        them as possible; without `batch_size` they run as a batch of a half, a quarter or an eighth of the replicas
+        where they fit. None: all have work.
     """
 
     def in_order(shared, many):
@@ -113,7 +114,7 @@ def map_replicas(
         num_replicas = jax.tree.leaves(many)[0].shape[0]
         if num_replicas % mesh.shape[REPLICA_AXIS]:
             raise ValueError(
-                f"`map_replicas`: {num_replicas} replicas cannot be shared evenly by {mesh.shape[REPLICA_AXIS]} "
+                f"`map_replicas`: {num_replicas} replicas cannot be sharded evenly over {mesh.shape[REPLICA_AXIS]} "
                 "devices: choose a multiple of the number of devices."
             )
         return sharded_fn(shared, many)
@@ -127,7 +128,7 @@ def _widths(num_replicas: int) -> list[int]:
 
 
 def _run_apart(fn: Callable, width: int, many):
-    """`fn` of the first `width` and of the rest, one after the other."""
+    """`fn` of the first `width` and of the rest, sequentially."""
     if width == jax.tree.leaves(many)[0].shape[0]:
         return fn(many)
     first, rest = jax.tree.map(lambda leaf: leaf[:width], many), jax.tree.map(lambda leaf: leaf[width:], many)
@@ -135,5 +136,5 @@ def _run_apart(fn: Callable, width: int, many):
 
 
 def replica_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """All devices, or those given, in a row named `replica`."""
+    """A mesh of all devices, or those given, with one axis `replica`."""
     return Mesh(np.array(devices if devices is not None else jax.devices()), (REPLICA_AXIS,))

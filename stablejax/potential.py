@@ -1,7 +1,7 @@
 """The potential of one system: energies, forces, and the forms of it that molecular dynamics runs.
 
-Everything that decides an energy (model, species, space, scale) is said once, in `bind` or in the function a potential
-is made from; its fast form and the one over neighbor lists are derived from it.
+Everything that determines an energy (model, species, space, scale) is specified once, in `bind` or in the function a
+potential is made from; its fast form and the one over neighbor lists are derived from it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from stablejax.types import Array, EnergyFn, Float, Key, Params, Position, Shape
 class Potential:
     """Potential energy U_θ of a system, eV, as a function of parameters and one frame; made by `bind` or `from_energy`.
 
-    `energy`, `atom_energies`, `forces` and `energy_and_forces` take parameters. Where parameters stay and positions
-    move, `prepare` does once what depends on parameters alone, and `prepared_energy` the rest at every step.
+    `energy`, `atom_energies`, `forces` and `energy_and_forces` take parameters. In dynamics, where
+    parameters are fixed, `prepare` computes once what depends on them alone, and `prepared_energy` the rest at every
+    step.
     """
 
     num_atoms: int
@@ -53,7 +54,7 @@ class Potential:
           pairs: those that may be within the cutoff, padded or not. None: the potential finds them.
 
         Raises:
-          ValueError: positions of another shape.
+          ValueError: positions of the wrong shape.
         """
         return jnp.sum(_of_frame(self, params, position, pairs))
 
@@ -68,7 +69,7 @@ class Potential:
           pairs: see `energy`.
 
         Raises:
-          ValueError: positions of another shape; the potential was made from a total energy.
+          ValueError: positions of the wrong shape; the potential was made from a total energy.
         """
         _check_has_atom_energies(self)
         return _of_frame(self, params, position, pairs)
@@ -98,22 +99,22 @@ class Potential:
     ) -> Float[Array, ""]:
         """Potential energy, eV, as molecular dynamics evaluates it. Differentiable.
 
-        Not a number where the list has overflowed or an atom has moved further than it covers.
+        NaN where the list has overflowed or an atom has moved further than it covers.
 
         Args:
-          prepared: what `prepare` gave for the parameters.
+          prepared: from `prepare`.
           position: of one frame, [atom, 3] Å.
           listed: from `lists`, where the potential has any.
 
         Raises:
-          ValueError: a list is missing, or given to a potential without lists; positions of another shape.
+          ValueError: a list is missing, or given to a potential without lists; positions of the wrong shape.
         """
         position = _one_frame(self.num_atoms, position)
         if self.lists is None or listed is None:
             _check_unlisted(self.lists, listed)
             return jnp.sum(self.evaluate(prepared, position, None))
         is_whole = self.lists.covers(listed, position) & ~listed.did_overflow
-        # As a factor, so that forces are not a number either.
+        # As a factor, so that forces are NaN too.
         return jnp.sum(self.evaluate(prepared, position, listed.pairs)) * jnp.where(is_whole, 1.0, jnp.nan)
 
     def fast(self, num_intervals: int = 1024) -> Potential:
@@ -124,7 +125,7 @@ class Potential:
         returned as it is.
 
         Args:
-          num_intervals: pieces of each table; 0: no tables, the potential as it is.
+          num_intervals: of each table; 0: no tables, the potential as it is.
         """
         if self.tabulated is None or not num_intervals:
             return self
@@ -169,13 +170,13 @@ def bind(
       model: see `models.protocol.Model`; with radial filters (`models.protocol.RadialFilters`) it has a `fast` form.
       species: atomic numbers.
       space: open boundaries, or a cell that reaches as far as the cutoff.
-      scale: eV that 1 of the model stands for, for all atoms or for each.
-      offset: eV that the labels were lowered by, kept in double precision beside the potential: thousands of eV would
-        not fit into float32.
+      scale: eV per unit of the model's output, for all atoms or for each.
+      offset: eV that was subtracted from the labels, kept in double precision beside the potential: float32 does not
+        resolve energies of thousands of eV.
 
     Raises:
-      ValueError: the model lacks something; species are not integers in a row, or not known to the model; the cell is
-        too small for the cutoff.
+      ValueError: the model lacks a member; species are not one-dimensional integers, or not supported by the model; the
+        cell is too small for the cutoff.
     """
     known = protocol.check_model(model)
     of_atom = protocol.check_species(known, species)
@@ -223,7 +224,7 @@ def energy_and_forces(
 
 
 def _of_frame(potential: Potential, params: Params, position: Float[Array, "..."], pairs: Pairs | None):
-    """What the potential gives for a frame that comes alone, for which any list is made anew."""
+    """Energy or energies of a single frame, for which any list is built from scratch."""
     position = _one_frame(potential.num_atoms, position)
     if pairs is not None or potential.lists is None:
         return potential.evaluate(potential.prepare(params), position, pairs)
@@ -236,7 +237,7 @@ def _one_frame(num_atoms: int, position: Float[Array, "..."]) -> Position:
     if jnp.shape(position) != (num_atoms, 3):
         raise ValueError(
             f"`Potential`: expected positions of one frame, ({num_atoms}, 3), got {jnp.shape(position)}: pass "
-            "the frames of this system, and several of them by `jax.vmap`."
+            "one frame of this system, and map over several with `jax.vmap`."
         )
     return position
 

@@ -24,7 +24,7 @@ class PretrainState(NamedTuple):
 
 
 class PretrainInfo(NamedTuple):
-    """What one step saw, before the update."""
+    """Loss and errors of one step, before the update."""
 
     loss: Float[Array, ""]
     errors: LabelErrors
@@ -44,7 +44,7 @@ def pretraining(
       optimizer: an optax transformation; one that asks for `value` (reduce on plateau) is given the loss.
       average_decay: of the exponential moving average of parameters; 0 follows them exactly. At first the average
         follows more closely, with decay (step + 1) / (step + 10) until that exceeds `average_decay`.
-      axis_name: mapped axis over which a batch is shared; loss and gradient are then averaged over it.
+      axis_name: mapped axis over which a batch is sharded; loss and gradient are then averaged over it.
     """
     optimizer = optax.with_extra_args_support(optimizer)
 

@@ -1,4 +1,4 @@
-"""What StABlE training is given: a potential, the observables it has to reproduce, and when a simulation has failed."""
+"""The input of StABlE training: a potential, the observables it has to reproduce, and a criterion of failure."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from stablejax.types import Array, Criterion, Float, Frame, Int, ObservableFn, P
 
 
 class Observables(NamedTuple):
-    """What L_obs compares (Equation 4): means of observables over the simulation, and what they should be."""
+    """What L_obs compares (Equation 4): means of observables over the simulation, and their references."""
 
     fn: ObservableFn | Parametric  # of a frame, a pytree
-    reference: Any  # a pytree like what `fn` gives; localized: without the axis of neighborhoods
+    reference: Any  # a pytree with the structure of the observables; localized: without the axis of neighborhoods
     weight: Any  # w, a pytree of scalars with the structure of `reference`
 
 
 class Subsample(NamedTuple):
-    """Neighborhoods that are learned from, as many from each bin of a value (A.6); see `neighborhoods`."""
+    """Neighborhoods that are learned from, at most `per_bin` from each bin of a value (A.6); see `neighborhoods`."""
 
     value_fn: Callable[[Frame], Float[Array, " neighborhood"]]
     num_bins: int
@@ -31,7 +31,7 @@ class Subsample(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """All that the method needs to know of a system."""
+    """Everything that the method needs to know about a system."""
 
     potential: Potential
     mass: Float[Array, " atom"]  # amu
@@ -63,11 +63,11 @@ class Problem(NamedTuple):
 
 
 def check_problem(problem: Problem) -> None:
-    """Refuse parts that do not fit each other, before anything is computed.
+    """Check that the parts are consistent, before anything is computed.
 
     Raises:
-      ValueError: masses or frames of another number of atoms; a kT that is not positive; a reference or weights of
-        another structure or shape than the observables.
+      ValueError: masses or frames for a different number of atoms; a kT that is not positive; a reference or weights
+        that differ in structure or shape from the observables.
     """
     num_atoms = problem.potential.num_atoms
     for name, shape, expected in (

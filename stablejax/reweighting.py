@@ -1,4 +1,4 @@
-"""Samples of one potential, or of one temperature, as samples of another: what gives samples their weights."""
+"""Reweighting: samples of one potential, or of one temperature, as samples of another."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def perturbation_weights(
     *,
     kT: float | Float[Array, ""] | Float[Array, " sample"],
 ) -> Float[Array, " sample"]:
-    """Weights w_i ∝ exp(−(U_θ(x_i) − U_θ₀(x_i))/k_B T) that make samples of θ₀ count as samples of θ.
+    """Weights w_i ∝ exp(−(U_θ(x_i) − U_θ₀(x_i))/k_B T) that turn samples of θ₀ into samples of θ.
 
     Thermodynamic perturbation, as DiffTRe trains with (Thaler and Zavadlav, Nat. Commun. 12, 6884, 2021). Passed as
     `weight` to `expectation` or `boltzmann_grad` they give mean and derivative at θ; at θ = θ₀ they are 1 and change
-    nothing. The largest is 1, so nothing overflows. They are constants to JAX: the estimator knows the derivative.
-    A sample whose energy is not finite, in either potential, has the weight 0.
+    nothing. The largest is 1, so nothing overflows. They are constants to JAX: the estimator already includes their
+    derivative. A sample whose energy is not finite, in either potential, has the weight 0.
 
     Args:
       energy: U_θ of the samples, in the unit of kT.
@@ -35,14 +35,14 @@ def perturbation_weights(
 def temperature_weights(
     energy: Float[Array, " sample"], *, sampled_kT: float | Float[Array, ""], kT: float | Float[Array, ""]
 ) -> Float[Array, " sample"]:
-    """Weights w_i ∝ exp(−U(x_i) (1/k_B T − 1/k_B T₀)) that make samples at T₀ count as samples at T (A.9).
+    """Weights w_i ∝ exp(−U(x_i) (1/k_B T − 1/k_B T₀)) that turn samples at T₀ into samples at T (A.9).
 
-    The largest is 1. See `effective_sample_size` for how much is left of the samples: far from T₀ little is.
+    The largest is 1. `effective_sample_size` measures how many samples that leaves: few far from T₀.
 
     Args:
       energy: U of the samples, in the unit of kT.
       sampled_kT: k_B T₀ that they were sampled at.
-      kT: k_B T that they are to count as.
+      kT: k_B T that they are reweighted to.
     """
     return _normalized(-energy * (1 / kT - 1 / sampled_kT))
 
@@ -57,7 +57,7 @@ def _normalized(exponent: Float[Array, " sample"]) -> Float[Array, " sample"]:
 def effective_sample_size(
     weight: Float[Array, " sample"], mask: Bool[Array, " sample"] | None = None
 ) -> Float[Array, ""]:
-    """N_eff = (Σ w)² / Σ w² (Kish): how many samples of equal weight would be worth as much; 0 where none has any.
+    """N_eff = (Σ w)² / Σ w² (Kish): the equivalent number of samples of equal weight; 0 where all weights are 0.
 
     Args:
       weight: not negative, on any scale.
@@ -75,7 +75,7 @@ def sample_energies(
 
     Args:
       energy_fn: `(*parameters, sample) -> U`.
-      chunk_size: samples side by side. None: all.
+      chunk_size: samples that are evaluated together. None: all.
     """
 
     def energies(*parameters_and_samples):

@@ -1,4 +1,4 @@
-"""The simulation phase of Algorithm 1: replicas run until some fail, and are rewound to just before."""
+"""The simulation phase of Algorithm 1: replicas run until some fail, and are rewound to just before their failure."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Simulation(NamedTuple):
 
     thermostat: Callable[..., Integrator]  # (potential, mass, *, kT); `partial(langevin, timestep=…, friction=…)`
     steps_per_epoch: int = 2000  # t
-    max_unstable: float = 0.75  # f_max: the phase ends when so many replicas have failed
-    max_searches: int | None = None  # times t without reaching f_max after which training ends; None: no limit
+    max_unstable: float = 0.75  # f_max: the phase ends when this fraction of the replicas has failed
+    max_searches: int | None = None  # training ends after this many times t without reaching f_max; None: no limit
     table_intervals: int = 1024  # of the tables that replace radial networks in dynamics; 0: exact networks
 
 
@@ -35,15 +35,15 @@ class Engine(NamedTuple):
     steps_per_epoch: int
 
     def prepare(self, params: Params) -> Any:
-        """What dynamics needs of the parameters."""
+        """What dynamics computes once from the parameters."""
         return self.integrator.potential.prepare(params)
 
     def start(self, prepared: Any, key: Key, position: Positions) -> Replica:
         """Replicas at step 0.
 
         Args:
-          prepared: what `prepare` gave.
-          key: velocities and noise follow from it.
+          prepared: from `prepare`.
+          key: PRNG key of velocities and noise.
           position: of each, Å.
         """
 
@@ -54,11 +54,11 @@ class Engine(NamedTuple):
         return self.execution.map_replicas(one)(prepared, (jax.random.split(key, len(position)), position))
 
     def run(self, prepared: Any, replicas: Replica) -> Replica:
-        """Those that are not frozen, t steps further or up to their first violation.
+        """Replicas after t further steps or up to their first violation; frozen ones stay.
 
         Args:
-          prepared: what `prepare` gave.
-          replicas: as they stand.
+          prepared: from `prepare`.
+          replicas: current ones.
         """
 
         def one(prepared, replica):
@@ -68,10 +68,10 @@ class Engine(NamedTuple):
         return self.execution.map_replicas(one, is_active=lambda replica: ~replica.is_frozen)(prepared, replicas)
 
     def replay(self, prepared: Any, replicas: Replica, until_step: Int[Array, " replica"]) -> Replica:
-        """The same steps once more, up to a step of each.
+        """Repeats the same steps, up to a given step of each replica.
 
         Args:
-          prepared: what `prepare` gave, for the parameters of the first time.
+          prepared: from `prepare`, with the same parameters.
           replicas: where to begin.
           until_step: of each.
         """
@@ -86,14 +86,14 @@ class Engine(NamedTuple):
     def sample(
         self, prepared: Any, replicas: Replica, *, num_frames: int, steps_per_frame: int, freeze_above: float
     ) -> tuple[Replica, Trajectory]:
-        """Frames of each, from where it stands; see `dynamics.sample`.
+        """Frames of each replica from its current state; see `dynamics.sample`.
 
         Args:
-          prepared: what `prepare` gave.
-          replicas: as they stand.
+          prepared: from `prepare`.
+          replicas: current ones.
           num_frames: of each.
-          steps_per_frame: between two of them.
-          freeze_above: beyond the criterion, in its unit.
+          steps_per_frame: steps between frames.
+          freeze_above: value of the criterion, in its unit.
         """
 
         def one(prepared, replica):
@@ -113,20 +113,20 @@ class Engine(NamedTuple):
 class SimulateState(NamedTuple):
     """State of the simulation phase. Replicas are on axis 0."""
 
-    replicas: Replica  # as they stand
+    replicas: Replica  # current ones
     checkpoint: Replica  # before the latest t steps
     earlier_checkpoint: Replica  # t steps before that; kept once a replica is frozen
     rewound: Replica  # where every epoch of the learning phase starts
-    num_searches: Int[Array, ""]  # times t of the present phase
+    num_searches: Int[Array, ""]  # simulations of t steps in the present phase
 
 
 class SimulateInfo(NamedTuple):
-    """What a step of the simulation phase saw."""
+    """Statistics of a step of the simulation phase."""
 
     fraction_unstable: Float[Array, ""]
     num_steps: Int[Array, ""]  # replica-steps taken
     num_quarantined: Int[Array, ""]  # replicas stopped before a state that was not finite
-    num_overflows: Int[Array, ""]  # replicas paused for longer neighbor lists: to be repeated from the state before
+    num_overflows: Int[Array, ""]  # replicas paused by a neighbor list that overflowed: repeat from the state before
     starts_learning: Bool[Array, ""]
     gives_up: Bool[Array, ""]  # too few failed within `max_searches`
 
@@ -144,7 +144,7 @@ def make_engine(problem: Problem, settings: Simulation, execution: Execution) ->
     Args:
       problem: its potential, masses, kT and criterion.
       settings: the thermostat, t and the tables.
-      execution: devices and batches.
+      execution: devices and batch sizes.
     """
     potential = problem.potential.fast(settings.table_intervals)
     integrator = settings.thermostat(potential, problem.mass, kT=problem.kT)
@@ -202,7 +202,7 @@ def simulate_phase(engine: Engine, settings: Simulation) -> SimulatePhase:
 
 
 def num_overflows(engine: Engine, *some: Replica) -> Int[Array, ""]:
-    """Replicas that are paused for longer lists; 0 where there are none.
+    """Replicas that are paused by a list that overflowed; 0 where there are no lists.
 
     Args:
       engine: see `make_engine`.

@@ -1,4 +1,4 @@
-"""Open boundaries or a periodic cell: distances without singular gradients, periodic images, and how far they reach."""
+"""Open boundaries or a periodic cell: distances without singular gradients, nearest images, and their range."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Pairs(NamedTuple):
 
 
 class Space(NamedTuple):
-    """Where atoms live; made by `periodic`, or `OPEN`.
+    """Boundary conditions; made by `periodic`, or `OPEN`.
 
-    The nearest image of a vector is found in a cell of short lattice vectors, by rounding, which is right for vectors
+    The nearest image of a vector is found in a cell of short lattice vectors, by rounding, which is exact for vectors
     shorter than half the smallest height of that cell: `reach`.
     """
 
@@ -58,8 +58,8 @@ class Space(NamedTuple):
         """Refuse a distance at which an atom would see two images of another. A traced cell is not checked.
 
         Args:
-          what: who asks, for the message.
-          distance: the largest that is needed, Å: of a list, cutoff plus skin.
+          what: name of the caller, for the message.
+          distance: the largest that is needed, Å; for a list cutoff plus skin.
 
         Raises:
           ValueError: the distance exceeds `reach`.
@@ -109,14 +109,14 @@ class Space(NamedTuple):
         return position - matmul(xnp.floor(matmul(position, _inverse(self.cell))), self.cell)
 
     def unwrap(self, position: Float[Array, "frame atom 3"]) -> Float[Array, "frame atom 3"]:
-        """Consecutive frames without the jumps of atoms that were wrapped, Å: motion, from the first frame on.
+        """Consecutive frames without the jumps due to wrapping, Å: continuous motion from the first frame.
 
-        Right where no atom moves further than `reach` from frame to frame.
+        Correct where no atom moves further than `reach` from frame to frame.
         """
         if self.reduced is None:
             return position
         xnp, matmul = _arithmetic(position, self.reduced)
-        # Counts of lattice vectors are whole numbers: their sums over many frames round nothing.
+        # Counts of lattice vectors are integers: their sums over many frames are exact.
         jump = xnp.round(matmul(position[1:] - position[:-1], _inverse(self.reduced)))
         shift = xnp.concatenate([xnp.zeros_like(position[:1]), xnp.cumsum(jump, axis=0)])
         return (position - matmul(shift, self.reduced)).astype(position.dtype)
@@ -126,12 +126,12 @@ OPEN = Space()
 """Open boundaries: no images."""
 
 
-# The shape of `cell` is checked inside, so the annotation leaves it open: a caller without the hook is told by name.
+# The shape of `cell` is checked inside, so the annotation leaves it open: our error names it with and without the hook.
 def periodic(cell: Float[Array, "..."]) -> Space:
     """A periodic cell of any shape.
 
-    A cell that is known before the program runs is reduced to its shortest lattice vectors (Minkowski; Semaev 2001), so
-    that a skewed description of a lattice reaches as far as any other. A traced cell is taken as it is.
+    A concrete cell is reduced to its shortest lattice vectors (Minkowski; Semaev 2001), so that a skewed description of
+    a lattice reaches as far as any other. A traced cell is taken as it is.
 
     Args:
       cell: lattice vectors in rows, Å.
@@ -187,13 +187,13 @@ def pad_pairs(pairs: Pairs, num_pairs: int, *, num_atoms: int) -> Pairs:
     missing = num_pairs - len(pairs.first)
     if missing < 0:
         raise ValueError(
-            f"`pad_pairs`: {len(pairs.first)} pairs do not fit into `num_pairs` = {num_pairs}: ask for as many."
+            f"`pad_pairs`: {len(pairs.first)} pairs do not fit into `num_pairs` = {num_pairs}: increase it."
         )
     return Pairs(*(jnp.pad(jnp.asarray(index), (0, missing), constant_values=num_atoms) for index in pairs))
 
 
 def _arithmetic(*arrays) -> tuple[Any, Any]:
-    """NumPy where all is on the host; else JAX, with products that accelerators do not round."""
+    """NumPy where all is on the host; else JAX, with products in full precision on accelerators."""
     if all(isinstance(array, np.ndarray) for array in arrays):
         return np, np.matmul
     return jnp, partial(jnp.matmul, precision=lax.Precision.HIGHEST)

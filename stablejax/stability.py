@@ -31,10 +31,10 @@ def bond_length_deviation(
       bonds: bonded pairs.
       length: b_ij, their lengths in the reference, Å.
       threshold: Δ, Å: 0.25 in training and 0.5 at evaluation in the paper.
-      space: in which distances are taken.
+      space: in which distances are computed.
 
     Raises:
-      ValueError: the cell does not reach as far as a bond at the threshold, which would fold back to a shorter one.
+      ValueError: a bond at the threshold is beyond the reach of the cell, where it would be folded to a shorter one.
     """
     space.check_reach("bond_length_deviation", float(np.max(length)) + threshold)
 
@@ -51,10 +51,10 @@ def intermolecular_distance(pairs: Pairs, *, threshold: float, space: Space = OP
     Args:
       pairs: of atoms of different molecules; see `topology.intermolecular_pairs`.
       threshold: Δ, Å: 1.2 in training in the paper.
-      space: in which distances are taken.
+      space: in which distances are computed.
 
     Raises:
-      ValueError: the cell does not reach as far as the threshold.
+      ValueError: the threshold is beyond the reach of the cell.
     """
     space.check_reach("intermolecular_distance", threshold)
     return lambda frame: threshold - jnp.min(space.distances(frame.position, pairs))
@@ -66,7 +66,7 @@ def kinetic_energy_per_dof(mass: Float[Array, " atom"], *, threshold: float, con
     Args:
       mass: amu.
       threshold: eV.
-      constrained_dof: degrees of freedom that do not move; see `integrators.Integrator`.
+      constrained_dof: constrained degrees of freedom; see `integrators.Integrator`.
     """
 
     def criterion(frame: Frame):
@@ -78,7 +78,7 @@ def kinetic_energy_per_dof(mass: Float[Array, " atom"], *, threshold: float, con
 
 
 def largest_force(*, threshold: float) -> FrameCriterion:
-    """Max_i |F_i| − threshold, eV/Å: atoms that are pushed harder than the data ever showed.
+    """Max_i |F_i| − threshold, eV/Å: forces beyond those in the data.
 
     Args:
       threshold: eV/Å.
@@ -92,7 +92,7 @@ def largest_force(*, threshold: float) -> FrameCriterion:
 
 
 def potential_energy(*, threshold: float) -> FrameCriterion:
-    """U − threshold, eV, relative to the potential's offset. It costs an evaluation of the energy at every step.
+    """U − threshold, eV, relative to the potential's offset. It costs one evaluation of the energy per step.
 
     Args:
       threshold: eV.
@@ -104,7 +104,7 @@ def _known(frame: Frame, field: str, name: str):
     value = getattr(frame, field)
     if value is None:
         raise ValueError(
-            f"`{name}`: expected frames with `{field}`, got none: dynamics knows it; elsewhere give it to `Frame`."
+            f"`{name}`: expected frames with `{field}`, got none: dynamics provides it; elsewhere pass it to `Frame`."
         )
     return value
 
@@ -121,7 +121,7 @@ def window_mean_error(
     """∫ |⟨g⟩_τ − g_ref| dr − threshold, the largest over the curves g (A.5, RDF mean absolute error).
 
     The mean is over consecutive windows of τ; the value is that of the last complete window, and −threshold in the
-    first. What happens within a window is found at its end, so first passages are multiples of τ.
+    first. What happens within a window is detected at its end, so first passages are multiples of τ.
 
     Args:
       observable_fn: frame -> curves [bin], a pytree of them.
@@ -164,7 +164,7 @@ def window_mean_error(
 
 
 class _Window(NamedTuple):
-    total: Any  # of the observable, since the window began
+    total: Any  # of the observable, since the start of the window
     step: Int[Array, ""]
     value: Float[Array, ""]  # of the last complete window
 

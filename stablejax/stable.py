@@ -1,4 +1,4 @@
-"""StABlE training (Algorithm 1): simulation and learning in turn, the whole state one pytree.
+"""StABlE training (Algorithm 1): alternating simulation and learning, with the whole state in one pytree.
 
 `run` is the method: from a `Problem`, `Settings` and a state to a refined potential.
 """
@@ -33,7 +33,7 @@ class Settings(NamedTuple):
 
 
 class StableState(NamedTuple):
-    """State of StABlE training: everything that decides what happens next."""
+    """State of StABlE training: everything that determines the steps that follow."""
 
     simulation: SimulateState
     learning: LearnState
@@ -62,10 +62,10 @@ def stable_training(problem: Problem, settings: Settings, *, execution: Executio
     Args:
       problem: potential, observables, criterion and data.
       settings: of both phases.
-      execution: devices and batches.
+      execution: devices and batch sizes.
 
     Raises:
-      ValueError: parts of the problem that do not fit each other, or settings that make no sense.
+      ValueError: parts of the problem or of the settings are inconsistent.
     """
     check_problem(problem)
     if not settings.learning.min_unstable < settings.simulation.max_unstable:
@@ -105,7 +105,7 @@ def compiled(training: StableTraining, *, donates: bool) -> StableTraining:
 
     Args:
       training: from `stable_training`.
-      donates: the buffers of a state are given up to the next, which halves the memory; a state cannot be used twice.
+      donates: the buffers of a state are donated to the next, which halves the memory; a state cannot be used twice.
     """
     donated = "state" if donates else None
     return StableTraining(
@@ -121,7 +121,7 @@ def build(problem: Problem, settings: Settings, *, execution: Execution = ONE_DE
     Args:
       problem: see `stable_training`.
       settings: see `stable_training`.
-      execution: devices and batches.
+      execution: devices and batch sizes.
     """
     training = stable_training(problem, settings, execution=execution)
     return compiled(training, donates=execution.donates and problem.potential.lists is None)
@@ -136,15 +136,15 @@ def init(
     *,
     execution: Execution = ONE_DEVICE,
 ) -> StableState:
-    """The state before the first step: one replica at each position, at rest in nothing but its thermal velocities.
+    """The state before the first step: one replica at each position, with thermal velocities.
 
     Args:
       problem: potential, observables, criterion and data.
       settings: of both phases.
-      key: PRNG key: velocities and noise follow from it.
+      key: PRNG key of velocities and noise.
       params: of the potential, pretrained.
       position: of the replicas, from the training data, Å.
-      execution: devices and batches.
+      execution: devices and batch sizes.
     """
     return build(problem, settings, execution=execution).init(key, params, position)
 
@@ -159,7 +159,7 @@ def run(
     on_longer_lists: Callable[[Problem], None] | None = None,
     training: StableTraining | None = None,
 ) -> StableState:
-    """StABlE training from where the state stands, until `num_cycles` are over or no more instability is found.
+    """StABlE training from the given state, until `num_cycles` are complete or no more instability is found.
 
     Steps that ran out of capacity of their neighbor lists are repeated with longer ones. With the same arguments the
     result is the same, whether or not the run was interrupted and resumed from a saved state.
@@ -168,10 +168,10 @@ def run(
       problem: potential, observables, criterion and data.
       settings: of both phases.
       state: from `init`, or a saved one.
-      execution: devices and batches.
-      on_step: given the state and what was seen, after every step: to save, or to print. With `execution.donates` what
-        is kept of the state has to be copied.
-      on_longer_lists: given the problem whenever its lists were lengthened.
+      execution: devices and batch sizes.
+      on_step: called with the state and the info of every step, to save or to print. With `execution.donates` what is
+        kept of the state has to be copied.
+      on_longer_lists: called with the problem whenever its lists were lengthened.
       training: what `build` gives, where it has been built already.
 
     Returns:

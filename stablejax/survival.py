@@ -1,6 +1,6 @@
 """Evaluation of stability: first-passage times with right censoring, and comparisons of them.
 
-Bounds that the data do not give are infinite (or 0, for times and ratios): no bound is the horizon in silence.
+Bounds that the data do not give are infinite (or 0, for times and ratios), never silently the horizon.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def ratio_of_medians(
         if not _shares_horizon(time, is_unstable):
             raise ValueError(
                 "`ratio_of_medians`: expected all stable replicas to be simulated for the same time, got from "
-                f"{time[~is_unstable].min():g} to {time.max():g}: cut all at the shortest."
+                f"{time[~is_unstable].min():g} to {time.max():g}: truncate all to the shortest."
             )
     everyone = np.arange(len(before[0]))[None]
     low, high = _bounds_of_ratio(before, after, everyone)
@@ -235,7 +235,7 @@ def _greenwood_band(function, stable, num_observed):
         low = high = np.full(len(stable), np.nan)
     else:
         with warnings.catch_warnings():
-            # Where everybody has failed, and where nobody has, the interval is not defined: dealt with below.
+            # Where all replicas or none have failed the interval is not defined: handled below.
             warnings.filterwarnings("ignore", message="The confidence interval is undefined", category=RuntimeWarning)
             interval = function.confidence_interval(CONFIDENCE, method="log-log")
         low, high = (np.append(np.nan, side.probabilities) for side in interval)
@@ -246,11 +246,11 @@ def _greenwood_band(function, stable, num_observed):
 
 
 def _bounds_of_ratio(before, after, resampled):
-    """[resample] what the medians of the resampled replicas say: the ratio is between the two."""
+    """Lower and upper bounds [resample] that the medians of the resampled replicas set on the ratio."""
     (earlier, earlier_horizon), (later, later_horizon) = (
         (_empirical_median(*times, resampled), times[0].max()) for times in (before, after)
     )
-    # An earlier median of 0 says nothing.
+    # An earlier median of 0 gives no bound.
     has_low, has_high = np.isfinite(earlier) & (earlier > 0), np.isfinite(later) & (earlier > 0)
     low = np.divide(np.minimum(later, later_horizon), earlier, out=np.zeros_like(earlier), where=has_low)
     high = np.full_like(earlier, np.inf)
@@ -258,7 +258,7 @@ def _bounds_of_ratio(before, after, resampled):
 
 
 def _empirical_median(time, is_unstable, resampled):
-    # All that were stable ended together, so Kaplan-Meier is the plain empirical curve. Infinite where censored.
+    # Stable replicas share one horizon, so Kaplan–Meier is the empirical distribution. Infinite where censored.
     failed_at = np.where(is_unstable, time, np.inf)[resampled]
     needed = -(-len(time) // 2)
     return np.sort(failed_at, axis=1)[:, needed - 1]
@@ -284,7 +284,7 @@ def _checked(name: str, time, is_unstable):
     time, is_unstable = np.asarray(time, float), np.asarray(is_unstable, bool)
     if time.ndim != 1 or time.shape != is_unstable.shape or not len(time):
         raise ValueError(
-            f"`{name}`: first-passage times and flags have to be one-dimensional and of one length, got {time.shape} "
+            f"`{name}`: first-passage times and flags have to be one-dimensional and of equal length, got {time.shape} "
             f"and {is_unstable.shape}: pass one of each for every replica."
         )
     if not (time >= 0).all():

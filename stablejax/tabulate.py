@@ -25,7 +25,7 @@ def radial_table(
 ) -> RadialTable:
     """Tabulate a function of distance from its values at equally spaced knots and its slopes there and halfway.
 
-    The slope is the parabola through its three exact values in each interval, so it is continuous, and wrong by at
+    The slope is the parabola through its three exact values in each interval, so it is continuous, with an error of at
     most √3 h³/216 · max|f⁗| with h = cutoff / num_intervals; the value is its integral, continuous to O(h⁵). Taking
     the slope from differences of float32 values instead would lose it to rounding as h falls.
 
@@ -52,7 +52,7 @@ def radial_table(
 
 @jax.custom_jvp
 def evaluate(table: RadialTable, distance: Float[Array, " r"]) -> Float[Array, "r channel"]:
-    """The tabulated function at `distance`, Å. Differentiable once, in distance and in what the table was made from.
+    """The tabulated function at `distance`, Å. Differentiable once, in distance and in the coefficients of the table.
 
     Args:
       table: from `radial_table`.
@@ -71,7 +71,7 @@ def _evaluate_jvp(primals, tangents):
         ones = jnp.ones((1, slope.shape[1]), slope.dtype)
         tangent = slope * jnp.matmul(moved_distance[:, None], ones, precision=lax.Precision.HIGHEST)
     if not isinstance(moved.coefficient, SymbolicZero):
-        # The value is linear in the coefficients. In dynamics they are constants, and this is not there.
+        # The value is linear in the coefficients. In dynamics they are constants, and this term is absent.
         tangent += _value_and_slope(RadialTable(moved.coefficient, table.spacing), distance)[0]
     return value, tangent
 
@@ -89,6 +89,6 @@ def _value_and_slope(table, distance):
     one, zero = jnp.ones_like(u), jnp.zeros_like(u)
     power = jnp.stack([one, u, u * u, u * u * u], axis=1)
     power_slope = jnp.stack([zero, rate, 2 * u * rate, 3 * u * u * rate], axis=1)
-    # Sums, not nested products: XLA does not work out a sum again wherever its result is used.
+    # Sums, not nested products: XLA does not recompute a sum at each use of its result.
     value = jnp.sum(power[:, :, None] * coefficient, axis=1)
     return value, jnp.sum(power_slope[:, :, None] * coefficient, axis=1)

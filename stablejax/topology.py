@@ -1,4 +1,4 @@
-"""Facts of a system that follow from its structure and never change: bonds, molecules, angles, dihedrals, and more.
+"""Constant properties of a system's structure: bonds, molecules, angles, dihedrals, and pairs by kind.
 
 Everything here runs once, on the host, in NumPy and SciPy.
 """
@@ -46,7 +46,7 @@ def find_topology(
       species: atomic numbers.
       mass: amu.
       covalent_radius: Å.
-      space: where the atoms are.
+      space: boundaries of the frames.
 
     Raises:
       ValueError: no bond was found.
@@ -64,13 +64,13 @@ def find_bonds(
 ) -> tuple[Pairs, Float[np.ndarray, " bond"]]:
     """Bonds of a reference simulation and their mean lengths.
 
-    A bond is a pair whose mean distance is under `tolerance` times the sum of the covalent radii.
+    A bond is a pair whose mean distance is below `tolerance` times the sum of the covalent radii.
 
     Args:
       position: frames of the reference, Å.
       covalent_radius: Å.
       tolerance: factor.
-      space: where the atoms are.
+      space: boundaries of the frames.
 
     Returns:
       The bonds, and their mean lengths, Å.
@@ -173,9 +173,9 @@ def pairs_by_element(species: Int[np.ndarray, " atom"]) -> dict[tuple[int, int],
 
 
 def pairs_by_separation(pairs: Pairs, bonds: Pairs, num_atoms: int) -> dict[int, Pairs]:
-    """The pairs by the number of bonds on the shortest way between their atoms: 1, 2, and 3 for three or more.
+    """The pairs by the number of bonds on the shortest path between their atoms: 1, 2, and 3 for three or more.
 
-    Bonded atoms, ends of an angle and all others: an atom that leaves an angle for a bond is seen among its own kind.
+    Bonded atoms, ends of an angle and all others: an end of an angle at a bonded distance is not hidden among bonds.
 
     Args:
       pairs: to be separated.
@@ -208,7 +208,7 @@ def intermolecular_pairs(
 def make_whole(
     position: Float[np.ndarray, "frame atom 3"], bonds: Pairs, space: Space
 ) -> Float[np.ndarray, "frame atom 3"]:
-    """Positions with every atom beside those that it is bonded to, where molecules were cut by wrapping.
+    """Positions with every atom next to those that it is bonded to: molecules that wrapping has split are made whole.
 
     Args:
       position: frames, wrapped, Å.
@@ -232,9 +232,9 @@ def make_whole(
 
 
 def unwatched_atoms(topology: Topology) -> Int[np.ndarray, " atom"]:
-    """Atoms whose loss no criterion of bond lengths would notice: those without any bond.
+    """Atoms whose loss no criterion of bond lengths would detect: those without any bond.
 
-    Molecules that drift apart are not noticed either; see `Topology.num_molecules` and
+    Molecules that drift apart are not detected either; see `Topology.num_molecules` and
     `stability.intermolecular_distance`.
     """
     bonded = np.union1d(np.asarray(topology.bonds.first), np.asarray(topology.bonds.second))

@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, PRNGKeyArray, Shaped
 
 Array = jax.Array | np.ndarray
-"""What NumPy functions take and give: constants of a system may stay on the host."""
+"""Arrays of JAX or NumPy: constants of a system may stay on the host."""
 Params = Any
 """A pytree of floating-point arrays."""
 Key = PRNGKeyArray
-"""One key, of the new style or the old."""
+"""One PRNG key, new-style or legacy."""
 Position = Float[Array, "atom 3"]
 Positions = Float[Array, "sample atom 3"]
 Species = Int[Array, " atom"]
@@ -23,7 +23,7 @@ Cell = Float[Array, "3 3"]
 
 
 class Frame(NamedTuple):
-    """What an observable or a criterion sees of one replica at one time. What is not known is None."""
+    """One replica at one time, as observables and criteria receive it. Unknown fields are None."""
 
     position: Position  # Å
     velocity: Float[Array, "atom 3"] | None = None  # Å per internal unit of time
@@ -53,7 +53,7 @@ class FrameCriterion(Protocol):
 
 
 class StatefulCriterion(NamedTuple):
-    """A criterion of more than one frame. It is given the frame after every step; unstable where the value exceeds 0.
+    """A criterion of more than one frame, called with the frame after every step; unstable where its value exceeds 0.
 
     The state is a pytree of fixed shapes and dtypes.
     """

@@ -27,7 +27,7 @@ def autocorrelation(series: Float[Array, "..."]) -> Autocorrelation:
     """Integrated autocorrelation time τ = Σ_{t>0} C(t)/C(0) of equally spaced samples of one quantity.
 
     The sum ends where Geyer's initial positive sequence does (Stat. Sci. 7, 473, 1992): at the first pair of lags with
-    C(2t) + C(2t + 1) ≤ 0. The mean is that of all trajectories, so trajectories that do not agree lengthen τ.
+    C(2t) + C(2t + 1) ≤ 0. The mean is that of all trajectories, so disagreement between trajectories increases τ.
 
     Args:
       series: independent trajectories, each in order of time.
@@ -38,11 +38,11 @@ def autocorrelation(series: Float[Array, "..."]) -> Autocorrelation:
     if jnp.ndim(series) != 2 or series.shape[1] < 4:
         raise ValueError(
             f"`autocorrelation`: `series` needs shape [trajectory, time] with at least 4 times, got "
-            f"{jnp.shape(series)}: put one trajectory in a row."
+            f"{jnp.shape(series)}: put one trajectory in each row."
         )
     num_times = series.shape[1]
     deviation = series - jnp.mean(series)
-    # Padded, so that the ends do not meet.
+    # Zero-padded, so that the correlation is not circular.
     spectrum = jnp.fft.rfft(deviation, n=2 * num_times, axis=1)
     correlation = jnp.mean(jnp.fft.irfft(jnp.abs(spectrum) ** 2, n=2 * num_times, axis=1)[:, :num_times], axis=0)
     correlation = correlation / jnp.arange(num_times, 0, -1)
@@ -69,7 +69,7 @@ def jackknife_gradient(
     """Standard error of a Boltzmann gradient by the delete-one-block jackknife.
 
     Samples of one block are left out together, so blocks should be independent of each other: whole replicas, or
-    stretches of a trajectory much longer than its autocorrelation time. The loss may be any function of the means.
+    segments of a trajectory much longer than its autocorrelation time. The loss may be any function of the means.
 
     Args:
       value_and_grad: from `boltzmann_value_and_grad`, without auxiliary data. It is called once for each block.
@@ -85,13 +85,13 @@ def jackknife_gradient(
     if num_blocks < 2:
         raise ValueError(f"`jackknife_gradient`: the jackknife needs at least 2 blocks, got {num_blocks}.")
 
-    def trust(*parameters_and_samples, block: Int[Array, " sample"], mask=None, **counts) -> JackknifeGradient:
+    def jackknife(*parameters_and_samples, block: Int[Array, " sample"], mask=None, **counts) -> JackknifeGradient:
         block = jnp.asarray(block)
         mask = jnp.ones(len(block), bool) if mask is None else jnp.asarray(mask)
         value, gradient = value_and_grad(*parameters_and_samples, mask=mask, **counts)
 
         def leave_out(sums, index):
-            # Differences from the whole: their squares would drown in those of the gradient.
+            # Differences from the full gradient: sums of its squares would lose them to cancellation.
             kept = mask & like(block != index, mask)
             _, without = value_and_grad(*parameters_and_samples, mask=kept, **counts)
             difference = jax.tree.map(jnp.subtract, without, gradient)
@@ -108,11 +108,11 @@ def jackknife_gradient(
         noise = jnp.sqrt(sum(jnp.sum(leaf) for leaf in jax.tree.leaves(variance)))
         return JackknifeGradient(value, gradient, jax.tree.map(jnp.sqrt, variance), optax.tree.norm(gradient) / noise)
 
-    return trust
+    return jackknife
 
 
 def cosine(first: Params, second: Params) -> Float[Array, ""]:
-    """Cosine of the angle between two gradients: −1 where they work against each other, 0 where one of them is 0.
+    """Cosine of the angle between two gradients: −1 where they are opposed, 0 where one of them is 0.
 
     Args:
       first: pytree of arrays.
@@ -128,6 +128,6 @@ def samples_needed(num_samples: int, signal_to_noise: float | Float[Array, ""], 
     Args:
       num_samples: that gave the ratio.
       signal_to_noise: ‖gradient‖ over its standard error.
-      wanted: at most the present ratio asks for no more samples.
+      wanted: target ratio; where the present one is as large, no more samples are needed.
     """
     return num_samples * jnp.maximum(wanted / signal_to_noise, 1) ** 2

@@ -1,4 +1,4 @@
-"""One internal unit system: eV, Å, amu, with temperature as k_B T in eV. Conversions happen at the edges only.
+"""One internal unit system: eV, Å, amu, with temperature as k_B T in eV. Conversions happen at input and output only.
 
 The unit of time that follows is Å·√(amu/eV) ≈ 10.18 fs. Constants are CODATA 2018.
 """

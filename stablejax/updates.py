@@ -17,23 +17,23 @@ from stablejax.uncertainty import cosine
 
 
 class UpdateState(NamedTuple):
-    """Parameters and what their optimizer keeps."""
+    """Parameters and the state of their optimizer."""
 
     params: Params
     optimizer: Any
 
 
 class UpdateInfo(NamedTuple):
-    """What the updates of one epoch saw. Losses, errors and gradients are those before the first."""
+    """Statistics of the updates of one epoch. Losses, errors and gradients are those before the first."""
 
     observable_loss: Float[Array, ""]
     qm_loss: Float[Array, ""]
     qm_errors: LabelErrors
     observable_gradient_norm: Float[Array, ""]
     qm_gradient_norm: Float[Array, ""]
-    gradient_cosine: Float[Array, ""]  # between the two: negative where they work against each other
+    gradient_cosine: Float[Array, ""]  # of the angle between the two: negative where they are opposed
     num_updates: Int[Array, ""]  # 0: the gradient was not finite, parameters kept
-    effective_fraction: Float[Array, ""]  # N_eff/N of the samples at the last parameters that were tried
+    effective_fraction: Float[Array, ""]  # N_eff/N of the samples at the last parameters that were evaluated
 
 
 class Gradients(NamedTuple):
@@ -41,16 +41,16 @@ class Gradients(NamedTuple):
 
     observable: Callable[..., tuple[Float[Array, ""], Params]]  # (params, samples, mask, weight)
     qm: Callable[[Params, Labeled], tuple[tuple[Float[Array, ""], LabelErrors], Params]]
-    combine: Callable[[Params, Params], Params]  # (∇L_obs, ∇L_QM) -> what is used; see `weighted_sum`
+    combine: Callable[[Params, Params], Params]  # (∇L_obs, ∇L_QM) -> gradient that is used; see `weighted_sum`
 
 
 class Reuse(NamedTuple):
-    """Further updates from the samples of one epoch, reweighted to the parameters that have moved on."""
+    """Further updates from the samples of one epoch, reweighted to the updated parameters."""
 
     energies_fn: Callable[[Params, Any], Float[Array, " sample"]]  # (params, samples) -> eV
     kT: float | Float[Array, ""]  # eV
     max_updates: int  # of one epoch, the first included
-    min_effective_fraction: float  # of N_eff/N under which the samples are not used any more
+    min_effective_fraction: float  # N_eff/N below which the samples are no longer used
 
 
 class Updates(NamedTuple):
@@ -76,7 +76,7 @@ def clipped_sum(qm_weight: float, *, max_norm: float) -> Callable[[Params, Param
     """∇L_obs, clipped to a global norm of `max_norm`, + λ ∇L_QM.
 
     The observable's gradient has a heavy tail, from samples far outside the data; clipping the sum instead would let
-    them silence the regularization.
+    them suppress the regularization.
 
     Args:
       qm_weight: λ.
@@ -94,7 +94,7 @@ def clipped_sum(qm_weight: float, *, max_norm: float) -> Callable[[Params, Param
 def make_updates(
     gradients: Gradients, optimizer: optax.GradientTransformation, *, reuse: Reuse | None = None
 ) -> Updates:
-    """The way from samples to new parameters.
+    """From samples to new parameters.
 
     Args:
       gradients: of L_obs by the estimator, of L_QM on the static data set, and how they are combined.
@@ -107,8 +107,8 @@ def make_updates(
       A gradient or an update that is not finite changes nothing.
     """
 
-    def update(moving: _Moving, seen, rate_scale) -> _Moving:
-        (_, observable_gradient), (_, qm_gradient) = seen
+    def update(moving: _Moving, evaluated, rate_scale) -> _Moving:
+        (_, observable_gradient), (_, qm_gradient) = evaluated
         state = moving.state
         gradient = gradients.combine(observable_gradient, qm_gradient)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
@@ -128,8 +128,8 @@ def make_updates(
         fraction = effective_sample_size(weight) / jnp.sum(is_counted)
 
         def again():
-            seen = all_gradients(moving.state.params, samples, mask, weight, frames)
-            return update(moving, seen, rate_scale)
+            evaluated = all_gradients(moving.state.params, samples, mask, weight, frames)
+            return update(moving, evaluated, rate_scale)
 
         is_worth_it = fraction >= reuse.min_effective_fraction
         moved = lax.cond(is_worth_it, again, lambda: moving._replace(is_going=jnp.bool(False)))
@@ -138,8 +138,8 @@ def make_updates(
     def step(state: UpdateState, rate_scale, samples: Any, mask, frames: Labeled) -> tuple[UpdateState, UpdateInfo]:
         ones = jnp.ones(len(mask), jnp.result_type(float))
         start = _Moving(state, jnp.int32(0), jnp.float32(1), jnp.bool(True))
-        seen = all_gradients(state.params, samples, mask, ones, frames)
-        moving = update(start, seen, rate_scale)
+        evaluated = all_gradients(state.params, samples, mask, ones, frames)
+        moving = update(start, evaluated, rate_scale)
         if reuse is not None:
             sampled_energy = reuse.energies_fn(state.params, samples)
             moving = lax.while_loop(
@@ -147,13 +147,13 @@ def make_updates(
                 lambda m: reused(m, reuse, sampled_energy, rate_scale, samples, mask, frames),
                 moving,
             )
-        return moving.state, _info(seen, moving)
+        return moving.state, _info(evaluated, moving)
 
     return Updates(lambda params: UpdateState(params, optimizer.init(params)), step)
 
 
-def _info(seen, moving: _Moving) -> UpdateInfo:
-    (observable_loss, observable_gradient), ((qm_loss, qm_errors), qm_gradient) = seen
+def _info(evaluated, moving: _Moving) -> UpdateInfo:
+    (observable_loss, observable_gradient), ((qm_loss, qm_errors), qm_gradient) = evaluated
     return UpdateInfo(
         observable_loss=observable_loss,
         qm_loss=qm_loss,

@@ -289,7 +289,7 @@ def test_replicas_with_work_run_on_the_least_width_that_holds_them():
 
 def test_uneven_replicas_are_refused():
     mesh = parallel.replica_mesh(jax.devices()[:2])
-    with pytest.raises(ValueError, match="3 replicas cannot be shared evenly by 2 devices"):
+    with pytest.raises(ValueError, match="3 replicas cannot be sharded evenly over 2 devices"):
         parallel.map_replicas(lambda _, x: x, mesh=mesh)(None, jnp.ones(3))
 
 

@@ -153,7 +153,7 @@ def test_another_config_in_the_same_place_is_refused(finished):
         (("evaluate", "frame_spacing_fs", 10.3), "config.evaluate.frame_spacing_fs has to be a whole number"),
         (("data", "num_train", 100_000), "asked for 100000 training"),
         (("stable", "wanted_signal_to_noise", 2.0), "needs the statistical error of the gradient"),
-        (("stable", "jackknife_blocks", 5), "5 blocks need as many replicas, got 4"),
+        (("stable", "jackknife_blocks", 5), "5 blocks need at least as many replicas, got 4"),
         (("system", None, "crystal"), "config.system has to be one of molecule, liquid, got 'crystal'"),
         (("data", "num_reference", 10**6), "asks for 1000000 frames"),
     ],

@@ -131,10 +131,10 @@ def test_nan(field, tmp_path):
 def test_atoms_that_change_order(tmp_path):
     order = np.tile(SPECIES, (NUM, 1))
     order[5] = [1, 8, 1]
-    refused("frame 5 has its atoms in another order than frame 0", written(tmp_path, z=order))
+    refused("frame 5 has its atoms in a different order than frame 0", written(tmp_path, z=order))
     frames = [Atoms(order[index], position) for index, position in enumerate(arrays()["R"])]
     extxyz(tmp_path / "order.xyz", frames)
-    refused("frame 5 has its atoms in another order", tmp_path / "order.xyz")
+    refused("frame 5 has its atoms in a different order", tmp_path / "order.xyz")
 
 
 def test_like_atoms_that_change_order_are_found_by_their_bonds():
@@ -276,7 +276,7 @@ def test_periodic_extended_xyz_says_whether_it_is_wrapped(tmp_path):
     several = frames(wrapped=True)
     several[3].cell = 1.1 * CELL
     extxyz(path, several)
-    with pytest.raises(ValueError, match="frame 3 has another cell than frame 0"):
+    with pytest.raises(ValueError, match="frame 3 has a different cell than frame 0"):
         load(path)
     several = frames(wrapped=True)
     for atoms in several:

@@ -292,7 +292,7 @@ def test_cells_that_are_too_small_are_refused(name, reach, cell):
 
 @our_models
 def test_unknown_elements_are_named(name):
-    with pytest.raises(ValueError, match="`species` has atomic number 118, which the model does not know"):
+    with pytest.raises(ValueError, match="`species` has atomic number 118, which the model does not support"):
         made(name, np.array([1, 118]))
 
 

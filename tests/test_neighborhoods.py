@@ -28,7 +28,7 @@ def test_neighborhood_is_a_molecule_and_those_nearest_to_it_through_the_walls():
 
 
 def test_molecules_that_cannot_be_are_refused():
-    with pytest.raises(ValueError, match="all molecules must have as many atoms, got from 1 to 2"):
+    with pytest.raises(ValueError, match="all molecules must have the same number of atoms, got 1 to 2"):
         neighborhoods.nearest_molecules(np.array([0, 0, 1]), num_molecules=1)
     with pytest.raises(ValueError, match="`num_molecules` must be 1 to 3, got 4"):
         neighborhoods.nearest_molecules(MOLECULE, num_molecules=4)

@@ -130,7 +130,7 @@ def test_any_function_is_a_potential():
     for call, message in (
         (lambda: well.atom_energies(2.0, position), "made from a total energy"),
         (lambda: well.with_lists(skin=1.0, num_pairs=1), "expected a potential of pairs with a cutoff"),
-        (lambda: well.init(jax.random.key(0)), "expected `init` where the potential was made"),
+        (lambda: well.init(jax.random.key(0)), "expected a potential made with `init`"),
         (lambda: well.energy(2.0, jnp.ones((3, 3))), "expected positions of one frame"),
     ):
         with pytest.raises(ValueError, match=message):

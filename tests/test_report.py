@@ -141,7 +141,14 @@ def test_a_molecule_has_no_diffusivity():
         ),
         (SOONER, HARDLY, "at least", (4.0, 8 / 3, None), "at least 4.0 times as long (", "at least 4.0 (from 2.7)"),
         (HARDLY, SOONER, "at most", (0.25, 0.0, 0.375), "at most 0.2 times as long (", "at most 0.2 (up to 0.4)"),
-        (HARDLY, HARDLY, "unknown", (None, 0.0, None), "the ratio is unknown, since under half of the re", "unknown"),
+        (
+            HARDLY,
+            HARDLY,
+            "unknown",
+            (None, 0.0, None),
+            "the ratio is unknown, since fewer than half of the re",
+            "unknown",
+        ),
     ],
 )
 def test_a_ratio_says_what_is_known_of_it(before, after, kind, bounds, said, cell):

@@ -268,4 +268,4 @@ def test_simulation_without_instability_is_given_up(config, system, tmp_path):
     assert int(state.cycle) == 0
     assert [entry["phase"] for entry in course] == ["simulating"] * 2
     assert int(state.phase) == stable.FINISHED
-    assert "no more instability: under 50 % of the replicas failed within 0.02 ps" in stream.getvalue()
+    assert "no more instability: fewer than 50 % of the replicas failed within 0.02 ps" in stream.getvalue()

@@ -190,7 +190,7 @@ def test_statistics_are_said_in_words():
 
 
 def test_bad_input_is_refused():
-    with pytest.raises(ValueError, match="one-dimensional and of one length"):
+    with pytest.raises(ValueError, match="one-dimensional and of equal length"):
         survival.survival(np.ones(3), np.ones(2, bool))
     with pytest.raises(ValueError, match="non-negative"):
         survival.survival(np.array([-1.0]), np.ones(1, bool))

@@ -16,7 +16,7 @@ def test_vacf_of_an_oscillator_is_a_cosine_and_ignores_the_drift():
     for drift in (0.0, 5.0):
         vacf = transport.velocity_autocorrelation(velocity + drift, mass, num_lags=30)
         np.testing.assert_allclose(vacf, jnp.cos(omega * time[:30]), atol=0.01)
-    with pytest.raises(ValueError, match="30 lags need as many frames, got 10"):
+    with pytest.raises(ValueError, match="30 lags need at least as many frames, got 10"):
         transport.velocity_autocorrelation(velocity[:10], mass, num_lags=30)
 
 
@@ -40,7 +40,7 @@ def test_displacements_and_velocities_of_brownian_motion_give_its_diffusivity():
     assert float(by_velocity) == pytest.approx(1.0, rel=0.06)
     with pytest.raises(ValueError, match="needs two lags from 20 to 30, got 0"):
         transport.diffusivity_of_displacement(msd, spacing=spacing, first=20.0, last=30.0)
-    with pytest.raises(ValueError, match="`mean_squared_displacement`: 11 lags need as many frames, got 10"):
+    with pytest.raises(ValueError, match="`mean_squared_displacement`: 11 lags need at least as many frames, got 10"):
         transport.mean_squared_displacement(jnp.asarray(position[:10]), mass, num_lags=11)
 
 

@@ -4,8 +4,8 @@
     python -m experiments.benchmarks.estimator --json estimator.json --num_samples=40,640
 
 SchNet of the paper's size, aspirin, h(r) on 500 bins. Per-sample gradients are those of `vmap(grad)`, of all samples at
-once and in chunks; the Jacobian is the matrix [bin, parameter] made from them. Times are medians of calls that take
-turns; memory is what the compiled program needs at its peak, arguments and result included.
+once and in chunks; the Jacobian is the matrix [bin, parameter] made from them. Times are medians of interleaved
+calls; memory is the peak of the compiled program, arguments and result included.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from experiments.benchmarks.timing import measure
 NUM_BINS = 500
 KT = 0.0431
 PLAIN = "summed_energy"
-"""The rival that is a lower bound: one plain gradient of the summed energy."""
+"""The baseline that is a lower bound: one plain gradient of the summed energy."""
 DATA = Path(__file__).resolve().parents[1] / "data" / "aspirin_gfn2.npz"
 
 
@@ -37,7 +37,7 @@ def methods(energy_fn, observable_fn, loss_fn, chunk_size: int) -> dict[str, Cal
         observable = jax.lax.map(observable_fn, samples, batch_size=chunk_size)
         mean = observable.mean(axis=0)
         deviation = observable - mean
-        # Twice, since what rounding leaves of the mean counts, as in `boltzmann_grad`.
+        # Twice, since the rounding error of the mean matters, as in `boltzmann_grad`.
         return mean, (deviation - deviation.mean(axis=0)) / (len(samples) - 1)
 
     def per_sample_gradients(params, samples, batch_size):
@@ -115,8 +115,8 @@ def run(num_samples: list[int], chunk_size: int, repeats: int) -> list[dict]:
                 difference = relative_difference(gradients["boltzmann_grad"], gradients[name])
                 rows.append({"metric": "relative_difference", "value": difference, "rival": name, "num_samples": count})
         ours = times["boltzmann_grad"]
-        for rival in ("per_sample", "per_sample_chunked", "jacobian"):
-            rows.append({"metric": f"speedup_vs_{rival}", "value": times[rival] / ours, "num_samples": count})
+        for baseline in ("per_sample", "per_sample_chunked", "jacobian"):
+            rows.append({"metric": f"speedup_vs_{baseline}", "value": times[baseline] / ours, "num_samples": count})
         rows.append({"metric": "cost_vs_summed_energy_gradient", "value": ours / times[PLAIN], "num_samples": count})
         records.show(rows, num_samples=count)
     return rows

@@ -1,4 +1,4 @@
-"""Is the fast form of the potential as good as the exact one? Forces, conservation of energy, and first passage.
+"""The fast form of the potential against the exact one: forces, conservation of energy, and first passage.
 
     python -m experiments.benchmarks.md_accuracy
 
@@ -6,7 +6,7 @@ SchNet, pretrained on aspirin as in the default experiment. Both forms start fro
 
 - at 500 K (Nosé–Hoover), the largest difference of forces over every geometry that the fast form visits, each replica
   until it is unstable or has run for `--force_ps`;
-- without a thermostat, the drift of the total energy (a straight line through it) and what it varies by around that;
+- without a thermostat, the drift of the total energy (slope of a linear fit) and the standard deviation around the fit;
 - first-passage times of both, with different noise, and the log-rank test between them.
 """
 
@@ -25,13 +25,13 @@ STEPS_PER_FRAME = 10
 
 
 def forms(system) -> dict[str, Any]:
-    """The form that molecular dynamics runs, and the model itself."""
+    """The form that is simulated, and the exact model."""
     exact = system.problem.potential
     return {"fast": exact.fast(), "exact": exact}
 
 
 def force_difference(system, params, position, num_steps: int):
-    """Largest over the geometries of each replica, eV/Å, and how many geometries it visited."""
+    """Largest force difference over all geometries, eV/Å, and how many geometries were visited."""
     from experiments.benchmarks import md_methods
     from stablejax import dynamics
 
@@ -61,7 +61,7 @@ def force_difference(system, params, position, num_steps: int):
 
 
 def total_energies(system, params, position, form, num_steps: int) -> np.ndarray:
-    """[replica, frame] of dynamics without a thermostat, eV."""
+    """Total energy [replica, frame] without a thermostat, eV."""
     from jax_md import quantity, simulate, space
 
     from experiments.benchmarks import md_methods
@@ -159,11 +159,11 @@ def run(given) -> list[dict]:
 def main() -> None:
     """Run and write the record."""
     parser = records.parser(__doc__ or "")
-    parser.add_argument("--replicas", type=int, default=64, help="of NVE and of first passage")
-    parser.add_argument("--force_replicas", type=int, default=4, help="whose forces are compared at every step")
-    parser.add_argument("--force_ps", type=float, default=10.0, help="of each of them at most")
+    parser.add_argument("--replicas", type=int, default=64, help="number of replicas, in NVE and first passage")
+    parser.add_argument("--force_replicas", type=int, default=4, help="replicas in the comparison of forces")
+    parser.add_argument("--force_ps", type=float, default=10.0, help="longest simulation of each of them")
     parser.add_argument("--nve_ps", type=float, default=1.0)
-    parser.add_argument("--horizon_ps", type=float, default=5.0, help="of first passage")
+    parser.add_argument("--horizon_ps", type=float, default=5.0, help="horizon of first passage")
     given = parser.parse_args()
     cli.configure(host_devices=0)
     records.keep(given, "benchmarks.md_accuracy", run(given))

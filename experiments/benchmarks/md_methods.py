@@ -1,6 +1,6 @@
-"""Molecular dynamics in three ways, for `md_throughput`: this library's, the plain idiom in JAX, and PyTorch Geometric.
+"""Molecular dynamics in three ways, for `md_throughput`: this library, plain JAX with jax-md, and PyTorch Geometric.
 
-Each takes a `Task` and gives a function that goes on for so many steps of every replica and returns when they are done.
+Each takes a `Task` and returns a function that runs a number of steps of every replica and blocks until they are done.
 """
 
 from __future__ import annotations
@@ -14,32 +14,32 @@ import numpy as np
 TEMPERATURE_K, TIMESTEP_FS, DAMPING_TIME_FS = 500.0, 0.5, 16.7
 MATRIX, NUM_PRODUCTS = 1024, 10
 SPARE_PAIRS, SKIN_A = 1.3, 0.25
-"""Capacity of neighbor lists, against what the starts need; a narrow skin, since a list costs less than pairs in it."""
+"""Capacity of neighbor lists over that of the starts; a narrow skin, since a list costs less than its pairs."""
 
-Runner = Callable[[int], int]  # number of steps -> replica-steps that were taken
+Runner = Callable[[int], int]  # number of steps -> replica-steps taken
 
 
 class Task(NamedTuple):
-    """What is simulated, as NumPy arrays that processes can hand to each other."""
+    """What is simulated, as NumPy arrays that can be sent between processes."""
 
-    model: str  # name that `benchmarks.models.build_model` knows
+    model: str  # name for `benchmarks.models.build_model`
     params: Any
     species: np.ndarray
     position: np.ndarray  # [replica, atom, 3], Å
     cell: np.ndarray | None
-    scale: float  # eV that 1 of the model stands for
+    scale: float  # eV per unit of the model's output
     is_tabulated: bool
 
 
 def case_of(task: Task):
-    """The same system as `benchmarks.models` has it."""
+    """The same system as a case of `benchmarks.models`."""
     from experiments.benchmarks.models import Case
 
     return Case(task.species, task.position, task.cell)
 
 
 def md_potential(task: Task):
-    """The potential in the form that the library would run."""
+    """The potential in the form that the library simulates."""
     from experiments.benchmarks.models import build_model
     from stablejax import bind
     from stablejax.neighbors import most_pairs
@@ -68,7 +68,7 @@ def integrator(potential, species: np.ndarray):
 
 
 def fast(task: Task, *, num_devices: int | None = None) -> Runner:
-    """The library: tables or short lists, a criterion after every step; on all devices, or so many."""
+    """The library: tables or short lists, a criterion after every step; on all devices, or `num_devices`."""
     import jax
     import jax.numpy as jnp
 
@@ -105,9 +105,9 @@ def fast(task: Task, *, num_devices: int | None = None) -> Runner:
 
 
 def plain(task: Task) -> Runner:
-    """What one would write with jax-md: the model itself, one `vmap`, its Nosé–Hoover chain, no criterion.
+    """Plain use of jax-md: the exact model, one `vmap`, its Nosé–Hoover chain, no criterion.
 
-    In a periodic cell the pairs are those within 5.5 Å in the first replica at the start, known when it is compiled.
+    In a periodic cell the pairs are those within 5.5 Å in the first replica at the start, constants of the program.
     """
     import jax
     import jax.numpy as jnp
@@ -172,7 +172,7 @@ def pyg(task: Task) -> Runner:
             velocity = (velocity + 0.5 * dt * force / mass) * torch.exp(-0.5 * dt * friction)
             friction = thermostat(velocity, friction)
         if not bool(torch.isfinite(position).all()):
-            raise ValueError("PyTorch's dynamics left the finite numbers.")
+            raise ValueError("PyTorch's dynamics gave positions that are not finite.")
         return num_steps * num_replicas
 
     return runner
@@ -219,10 +219,10 @@ def torch_forces(task: Task) -> Callable:
 def to_torch(params) -> dict[str, np.ndarray]:
     """Our SchNet's parameters under the names of PyTorch Geometric."""
     tree = params["params"]
-    places = [("readout_in", "lin1"), ("readout_out", "lin2")]
+    pairs = [("readout_in", "lin1"), ("readout_out", "lin2")]
     for block in range(sum(name.startswith("update_") for name in tree)):
         prefix = f"interactions.{block}"
-        places += [
+        pairs += [
             (f"filter_in_{block}", f"{prefix}.mlp.0"),
             (f"filter_in_{block}", f"{prefix}.conv.nn.0"),  # its other name
             (f"filter_out_{block}", f"{prefix}.mlp.2"),
@@ -232,7 +232,7 @@ def to_torch(params) -> dict[str, np.ndarray]:
             (f"update_{block}", f"{prefix}.lin"),
         ]
     named = {"embedding.weight": tree["embedding"]["embedding"]}
-    for ours, theirs in places:
+    for ours, theirs in pairs:
         named[f"{theirs}.weight"] = tree[ours]["kernel"].T
         if "bias" in tree[ours]:
             named[f"{theirs}.bias"] = tree[ours]["bias"]

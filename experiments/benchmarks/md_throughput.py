@@ -1,16 +1,17 @@
-"""Replica-steps per second of NVT dynamics: this library against the plain idiom in JAX and PyTorch Geometric.
+"""Replica-steps per second of NVT dynamics: this library against plain JAX with jax-md and PyTorch Geometric.
 
     python -m experiments.benchmarks.md_throughput
     python -m experiments.benchmarks.md_throughput --systems aspirin --replicas 32 --methods fast,plain
 
 Methods are those of `md_methods` (`fast_on_one` is `fast` on one device). Each has a process of its own, with the
-threads that suit it; they take turns. `pyg` needs PyTorch (`pip install '.[bench]'`) and knows SchNet only.
+threads that suit it; timed calls are interleaved. `pyg` needs PyTorch (`pip install '.[bench]'`) and supports SchNet
+only.
 
-Systems: aspirin with SchNet, pretrained a little on the data that ship; the peptide Ac-Ala3-NHMe with NequIP and a box
-of 64 molecules of water with GemNet-T, both with random weights, scaled so that geometries stay as they are.
+Systems: aspirin with SchNet, pretrained briefly on the data that ship; the peptide Ac-Ala3-NHMe with NequIP and a box
+of 64 molecules of water with GemNet-T, both with random weights, scaled so that geometries hardly change.
 
 The floor is the time of the operations of one force evaluation, as XLA counts them in the fast form, at the rate of
-float32 matrix products that is measured by turns with the rest.
+float32 matrix products measured in the same run, interleaved with the others.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from experiments.benchmarks.md_methods import MATRIX, METHODS, NUM_PRODUCTS, Tas
 SYSTEMS = {"aspirin": "schnet", "peptide": "nequip", "water": "gemnet"}
 MOST_REPLICAS = {"water": 8}
 RANDOM_SCALE = 0.02
-"""eV that 1 of a model with random weights stands for."""
+"""eV per unit of the output of a model with random weights."""
 
 
 class Worker:
@@ -46,7 +47,7 @@ class Worker:
         self._process.start()
 
     def ask(self, name: str, *arguments) -> Any:
-        """What the process answers; an error there is an error here."""
+        """The answer of the process; an error there is raised here."""
         self._connection.send((name, arguments))
         is_good, answer = self._connection.recv()
         if not is_good:
@@ -75,7 +76,7 @@ def _serve(method: str, connection) -> None:
         name, arguments = connection.recv()
         try:
             connection.send((True, known[name](*arguments)))
-        except Exception as error:  # it is raised where it was asked for
+        except Exception as error:  # raised again in the parent process
             connection.send((False, f"{type(error).__name__}: {error}"))
 
 
@@ -133,7 +134,7 @@ def pretrained_aspirin() -> tuple[Any, Any]:
 
 
 def num_operations(task: Task) -> float:
-    """Of one force evaluation in the fast form. XLA counts bodies of loops once, so there only products count."""
+    """Of one force evaluation in the fast form, at least those of its products: XLA counts bodies of loops once."""
     import jax
 
     from experiments.benchmarks import models
@@ -156,7 +157,7 @@ def run(given) -> list[dict]:
             operations = made["fast"].ask("operations", whole)
             for num_replicas in given.replicas:
                 if num_replicas > MOST_REPLICAS.get(system, math.inf):
-                    print(f"{system}: {num_replicas} replicas are left out, a step of all would take minutes")
+                    print(f"{system}: {num_replicas} replicas are skipped, one step of all would take minutes")
                     continue
                 task = whole._replace(position=whole.position[:num_replicas])
                 chosen = {m: w for m, w in made.items() if m != "pyg" or task.model == "schnet"}
@@ -180,7 +181,7 @@ def first_steps(chosen: dict[str, Worker], task: Task) -> dict[str, float]:
 
 
 def take_turns(chosen: dict[str, Worker], seconds: float, repeats: int) -> dict[str, list[float]]:
-    """Rates of each worker, a call of about so many seconds at a time."""
+    """Rates of each worker, from interleaved calls of about `seconds` each."""
     num_steps = {}
     for method, worker in chosen.items():
         num = 1
@@ -196,7 +197,7 @@ def take_turns(chosen: dict[str, Worker], seconds: float, repeats: int) -> dict[
 
 
 def figures(rates: dict[str, list[float]], operations: float, where: dict) -> list[dict]:
-    """Medians over the turns, and their ratios."""
+    """Medians over the calls, and their ratios."""
     middle = {method: float(np.median(values)) for method, values in rates.items()}
     flops = 2 * MATRIX**3 * NUM_PRODUCTS * middle.pop("matrix")
     rows = [
@@ -211,9 +212,9 @@ def figures(rates: dict[str, list[float]], operations: float, where: dict) -> li
         for method, value in middle.items()
     ]
     rows += [
-        {"metric": f"speedup_vs_{rival}", "value": middle["fast"] / middle[rival]}
-        for rival in ("plain", "pyg", "fast_on_one")
-        if rival in middle
+        {"metric": f"speedup_vs_{baseline}", "value": middle["fast"] / middle[baseline]}
+        for baseline in ("plain", "pyg", "fast_on_one")
+        if baseline in middle
     ]
     rows += [
         {"metric": "operations_per_step", "value": operations},
@@ -231,7 +232,7 @@ def main() -> None:
     parser.add_argument("--methods", type=records.names(known), default=default, help=", ".join(known))
     parser.add_argument("--systems", type=records.names(tuple(SYSTEMS)), default=list(SYSTEMS), help=", ".join(SYSTEMS))
     parser.add_argument("--replicas", type=records.numbers, default=[1, 8, 32, 128], help="numbers of replicas")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of a timed call, about")
+    parser.add_argument("--seconds", type=float, default=2.0, help="approximate length of a timed call")
     given = parser.parse_args()
     if "fast" not in given.methods:
         parser.error("--methods needs fast, which the others are compared with.")

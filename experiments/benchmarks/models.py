@@ -1,13 +1,13 @@
-"""Time of energy and forces of each model, and what share of the machine's matrix rate that is.
+"""Time of energy and forces of each model, and the share of the machine's matrix rate that it reaches.
 
     python -m experiments.benchmarks.models
     python -m experiments.benchmarks.models --models nequip,nequip-degree-2,nequip-degree-3 --systems peptide
 
 Systems: aspirin of the data set that ships, a peptide (Ac-Ala3-NHMe) and 64 molecules of water in a periodic box: a
-lattice at the density of the liquid. Each frame brings its own padded list of the pairs within the cutoff, one after
-the other; `is_known` says whether the list is known when the program is compiled, as that of all pairs of a molecule.
+lattice at the density of the liquid. Each frame has its own padded list of the pairs within the cutoff; frames run
+sequentially. `is_known` says whether the list is known at compile time, as that of all pairs of a molecule.
 
-Operations are those of the matrix products in the program; they are set against products of float32 matrices of 1,024
+Operations are those of the matrix products in the program; they are compared with products of float32 matrices of 1,024
 in the same run. The floor of GemNet-T is the time of the products of its dense and bilinear layers at that rate:
 300,000 multiply-adds for each edge and block as published, forward and once more for the forces.
 """
@@ -48,7 +48,7 @@ class Case(NamedTuple):
 
     @property
     def space(self):
-        """Where the atoms are."""
+        """Boundaries of the system."""
         from stablejax import OPEN, periodic
 
         return OPEN if self.cell is None else periodic(self.cell)
@@ -61,7 +61,7 @@ def aspirin(num_frames: int) -> Case:
 
 
 def peptide(num_frames: int) -> Case:
-    """The geometry that ships, each coordinate moved by 0.05 Å."""
+    """The geometry that ships, with Gaussian noise of 0.05 Å on each coordinate."""
     from ase.io import read
 
     atoms = cast("Atoms", read(DATA / "ac_ala3_nhme.xyz", format="extxyz"))
@@ -70,7 +70,7 @@ def peptide(num_frames: int) -> Case:
 
 
 def water(num_frames: int) -> Case:
-    """Molecules on a lattice, each turned at random."""
+    """Molecules on a lattice, each rotated at random."""
     corner = np.stack(np.meshgrid(*[np.arange(4)] * 3, indexing="ij"), axis=-1).reshape(-1, 1, 3)
     molecule = np.array([[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]])
     rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(num_frames, 64, 3, 3)))[0]
@@ -106,7 +106,7 @@ def near_pairs(case: Case, cutoff: float):
 
 
 def num_operations(jaxpr) -> int:
-    """Of all matrix products, a multiplication and an addition each; bodies of loops count as often as they run."""
+    """Of all matrix products, two per multiply-add; bodies of loops count as often as they run."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
@@ -159,14 +159,14 @@ def one_model(case: Case, model, counts: list[int]) -> dict:
     def one(position, pairs):
         return energy_and_forces(lambda p, x: potential.energy(p, x, pairs))(params, position)
 
-    def frames_in_turn(position, pairs):
+    def sequentially(position, pairs):
         return jax.lax.map(lambda frame: one(*frame), (position, pairs))
 
     made = {}
     for count in counts:
         arguments = jax.tree.map(lambda leaf, count=count: jnp.asarray(leaf[:count]), (position, pairs))
         num_edges = 2 * int((pairs.first[:count] < len(case.species)).sum())
-        made[count, False] = program(frames_in_turn, arguments, num_edges)
+        made[count, False] = program(sequentially, arguments, num_edges)
     num_near = int((pairs.first[0] < len(case.species)).sum())
     known = jax.tree.map(lambda leaf: leaf[0, :num_near], pairs)
     made[1, True] = program(lambda position: one(position, known), (position[0],), 2 * num_near)

@@ -1,4 +1,4 @@
-"""What benchmarks print and keep."""
+"""Output and records of benchmarks."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ def names(known: tuple[str, ...]) -> Callable[[str], list[str]]:
 
 
 def parser(description: str, *, repeats: int | None = None) -> argparse.ArgumentParser:
-    """The command line of a benchmark, with what all take; no `repeats` where nothing is timed by turns."""
+    """The command line of a benchmark, with the options of all; no `repeats` where calls are not repeated."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     if repeats is not None:
-        made.add_argument("--repeats", type=int, default=repeats, help="timed calls of each method, in turn")
+        made.add_argument("--repeats", type=int, default=repeats, help="timed calls of each method, interleaved")
     made.add_argument("--json", type=Path, help="file for the record")
     return made
 
 
 def keep(given: argparse.Namespace, name: str, rows: list[dict], **fixed) -> None:
-    """Write the record where the command line asks for it; its config is the command line and what is `fixed`."""
+    """Write the record if `--json` is given; its config is the command line and `fixed`."""
     if given.json:
         config = {key: value for key, value in vars(given).items() if key != "json"}
         write(given.json, name, config | fixed, rows)
 
 
 def show(rows: list[dict], **where) -> None:
-    """Print the rows that are about `where`, one figure a line."""
+    """Print the rows that match `where`, one figure per line."""
     for row in rows:
         if all(row.get(name) == value for name, value in where.items()):
             about = ", ".join(f"{key} {value}" for key, value in row.items() if key not in ("metric", "value", "unit"))

@@ -1,15 +1,15 @@
-"""What a learning epoch costs as devices are added: measured on those of this machine, computed for many more.
+"""Cost of a learning epoch against the number of devices: measured on this machine, computed for many more.
 
     python -m experiments.benchmarks.scaling
     python -m experiments.benchmarks.scaling --devices 1,2 --replicas 32
 
 SchNet of the paper's size on aspirin. An epoch simulates all replicas for t steps, differentiates the energies of their
-frames, and differentiates L_QM on a batch of labeled frames. Replicas and frames are shared between the devices, the
-labeled batch is not: every device does all of it. Parts are timed one by one and by turns.
+frames, and differentiates L_QM on a batch of labeled frames. Replicas and frames are sharded over the devices, the
+labeled batch is not: every device does all of it. Parts are timed separately, in interleaved calls.
 
-Computed rows share the parts that can be shared and add two all-reduces, with the latency and bandwidth of the command
-line: a ring for the bytes, a tree for the latency. Either the replicas are shared, or there are as many for each device
-as there were for one.
+Computed rows divide the sharded parts by the number of devices and add two all-reduces, with the latency and bandwidth
+of the command line: a ring for the bytes, a tree for the latency. Either the replicas are shared (strong scaling), or
+each device has as many as the single one had (weak scaling).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def parts(given, num_devices: int) -> tuple[dict[str, Callable], dict[str, float
 
 
 def simulation(system, form, mesh) -> Callable:
-    """Some steps of all replicas, shared between the devices."""
+    """Some steps of all replicas, sharded over the devices."""
     from stablejax import dynamics, parallel
 
     integrator = system.thermostat(form, system.problem.mass, kT=system.problem.kT)
@@ -77,7 +77,7 @@ def simulation(system, form, mesh) -> Callable:
 
 
 def observable_gradient(problem, mesh) -> Callable:
-    """Of L_obs by the estimator, samples shared between the devices."""
+    """Gradient of L_obs by the estimator, samples sharded over the devices."""
     from stablejax import boltzmann, losses, parallel
 
     value_and_grad = boltzmann.boltzmann_value_and_grad(
@@ -112,13 +112,13 @@ def run(given) -> list[dict]:
     alone = {row["part"]: row["value"] for row in rows if row.get("devices") == 1}
     shared = alone["simulate"] + alone["gradient"]
     for devices in given.computed:
-        talking = sum(
+        reduce_s = sum(
             all_reduce_s(4 * size, devices, given.latency_us, given.gigabytes_per_s) for size in floats.values()
         )
-        rows.append({"metric": "all_reduce_s", "value": talking, "unit": "s", "devices": devices, "computed": True})
-        epochs = {"replicas for each device": shared + alone["qm_gradient"] + talking}
+        rows.append({"metric": "all_reduce_s", "value": reduce_s, "unit": "s", "devices": devices, "computed": True})
+        epochs = {"replicas for each device": shared + alone["qm_gradient"] + reduce_s}
         if devices <= given.replicas:
-            epochs["replicas shared"] = shared / devices + alone["qm_gradient"] + talking
+            epochs["replicas shared"] = shared / devices + alone["qm_gradient"] + reduce_s
         for how, seconds in epochs.items():
             work = (shared * devices if how != "replicas shared" else shared) + alone["qm_gradient"]
             where = {"devices": devices, "how": how, "computed": True}
@@ -143,17 +143,15 @@ def all_reduce_s(num_bytes: float, devices: int, latency_us: float, gigabytes_pe
 def main() -> None:
     """Run and write the record."""
     parser = records.parser(__doc__ or "", repeats=5)
-    parser.add_argument("--devices", type=records.numbers, default=[1, 2], help="that are measured; 1 among them")
-    parser.add_argument(
-        "--computed", type=records.numbers, default=[1, 2, 8, 32, 128, 1024, 4096], help="numbers of devices"
-    )
+    parser.add_argument("--devices", type=records.numbers, default=[1, 2], help="measured, including 1")
+    parser.add_argument("--computed", type=records.numbers, default=[1, 2, 8, 32, 128, 1024, 4096], help="computed")
     parser.add_argument("--replicas", type=int, default=128, help="R")
     parser.add_argument("--steps", type=int, default=2000, help="t of an epoch")
     parser.add_argument("--stride", type=int, default=100, help="S, steps between samples")
-    parser.add_argument("--samples", type=int, default=160, help="whose gradient is timed")
-    parser.add_argument("--qm_frames", type=int, default=40, help="of the labeled batch")
-    parser.add_argument("--latency_us", type=float, default=20.0, help="of a message between two devices")
-    parser.add_argument("--gigabytes_per_s", type=float, default=5.0, help="of the slowest link")
+    parser.add_argument("--samples", type=int, default=160, help="samples whose gradient is timed")
+    parser.add_argument("--qm_frames", type=int, default=40, help="frames of the labeled batch")
+    parser.add_argument("--latency_us", type=float, default=20.0, help="latency of a message between two devices")
+    parser.add_argument("--gigabytes_per_s", type=float, default=5.0, help="bandwidth of the slowest link")
     given = parser.parse_args()
     if 1 not in given.devices:
         parser.error("--devices needs 1, which the others are compared with.")

@@ -1,4 +1,4 @@
-"""How benchmarks measure time and memory."""
+"""How benchmarks measure time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 
 def measure(fns: Mapping[str, Callable[..., Any]], arguments: tuple, repeats: int) -> dict[str, float]:
-    """Median seconds of each, taking turns."""
+    """Median seconds of each function, from interleaved calls."""
     times: dict[str, list[float]] = {name: [] for name in fns}
     for fn in fns.values():
         jax.block_until_ready(fn(*arguments))

@@ -4,7 +4,7 @@
     python -m experiments.benchmarks.training --data md17_aspirin.npz --energy_unit kcal/mol --models schnet --minutes 1
 
 Sizes are the paper's; the rate is constant, and the moving average of the parameters is evaluated. CPU time is
-that of all threads, without compilation and without looking.
+that of all threads, without compilation and validation.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class Settings(NamedTuple):
 
     learning_rate: float
     batch_size: int
-    steps_per_look: int
+    steps_per_validation: int
 
 
 SETTINGS = {
-    "schnet": Settings(learning_rate=1e-3, batch_size=10, steps_per_look=100),
-    "nequip": Settings(learning_rate=5e-3, batch_size=4, steps_per_look=50),
-    "gemnet": Settings(learning_rate=5e-4, batch_size=4, steps_per_look=10),
+    "schnet": Settings(learning_rate=1e-3, batch_size=10, steps_per_validation=100),
+    "nequip": Settings(learning_rate=5e-3, batch_size=4, steps_per_validation=50),
+    "gemnet": Settings(learning_rate=5e-4, batch_size=4, steps_per_validation=10),
 }
 
 
@@ -51,7 +51,7 @@ def build_model(name: str, dataset, key):
 
 
 def train(name: str, config, minutes: float) -> list[dict]:
-    """Rows of one model: force MAE of held-out frames as training goes on."""
+    """Rows of one model: force MAE of held-out frames during training."""
     import jax
 
     from experiments import systems
@@ -71,7 +71,7 @@ def train(name: str, config, minutes: float) -> list[dict]:
     rng = np.random.default_rng([config.seed, 0])
 
     def advance(state):
-        batches = pretrain.batches(rng, len(train_set.energy), settings.steps_per_look, settings.batch_size)
+        batches = pretrain.batches(rng, len(train_set.energy), settings.steps_per_validation, settings.batch_size)
         return jax.block_until_ready(run(state, train_set, batches)[0])
 
     advance(state)  # compiles
@@ -81,7 +81,7 @@ def train(name: str, config, minutes: float) -> list[dict]:
         begun = time.process_time()
         state = advance(state)
         spent += time.process_time() - begun
-        num_frames += settings.steps_per_look * settings.batch_size
+        num_frames += settings.steps_per_validation * settings.batch_size
         error = float(validate(state.average_params, held_out)[1].force_mae)
         where = {"model": name, "cpu_s": spent, "frames": num_frames}
         rows.append({"metric": "force_mae_eV_per_A", "value": error, "unit": "eV/Å", **where})

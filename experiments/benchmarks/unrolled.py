@@ -4,7 +4,7 @@
     python -m experiments.benchmarks.unrolled --json unrolled.json --num_steps=100,1000
 
 A particle in a double well of depth θ, Langevin dynamics from exact Boltzmann samples, and ∂E[x²]/∂θ, whose exact value
-quadrature gives. Both methods see the same trajectories: one is backpropagated through, of the other the frames count.
+quadrature gives. Both methods use the same trajectories: one backpropagates through them, the other uses their frames.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def methods(num_steps: int) -> dict[str, Callable[..., jax.Array]]:
     """`(depth, keys, start) -> gradient` by name, from one trajectory for each key and start."""
     from stablejax import expectation, from_energy, integrators
 
-    # Little friction: trajectories that were close part, as those of molecules do.
+    # Low friction: neighboring trajectories diverge, as those of molecules do.
     integrator = integrators.langevin(from_energy(energy, num_atoms=1), MASS, kT=KT, timestep=0.05, friction=0.02)
 
     def trajectory(depth, key, start):

@@ -33,8 +33,8 @@ def get_config() -> ConfigDict:
     config.md.thermostat = "langevin"
     config.md.damping_time_fs = 1000.0
 
-    # Pairs of one kind hide behind those of another in a single h(r): a hydrogen that moves from its carbon to the
-    # nitrogen next to it looks like one that is bonded there.
+    # A single h(r) hides pairs of one kind behind those of another: a hydrogen that moves from its carbon to the
+    # neighboring nitrogen looks like one that is bonded there.
     config.observable.by_element = True
     config.observable.by_separation = True
     config.observable.width_A = 0.04

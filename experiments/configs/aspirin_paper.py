@@ -36,13 +36,13 @@ def get_config() -> ConfigDict:
     stability.learn_threshold_A = 0.5  # frames of the learning phase are used up to here, then the replica is frozen
 
     observable = config.observable
-    observable.stop_A = 10.0  # h(r) reaches from 0 to here
+    observable.stop_A = 10.0  # upper end of h(r)
     observable.width_A = 0.02  # of the bins
     observable.smearing_A = 0.01  # width of the Gaussians
     observable.by_element = False  # one h(r) for every pair of elements instead of one for all pairs
     observable.by_separation = False  # one for bonded atoms, one for ends of an angle, one for all others
     observable.bond_weight = (
-        0.0  # of the relative error of the variance of bond lengths, squared, the mean over the bonds
+        0.0  # of the squared relative error of the variance of bond lengths, averaged over the bonds
     )
-    observable.weight = 100.0  # w of L_obs = w ∫ (h − h_ref)² dr, the mean over the h(r)
+    observable.weight = 100.0  # w of L_obs = w ∫ (h − h_ref)² dr, averaged over the h(r)
     return config

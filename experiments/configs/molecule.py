@@ -1,4 +1,4 @@
-"""A molecule in open boundaries at a size for two CPU cores; what data and temperature are has to be given."""
+"""A molecule in open boundaries at a size for two CPU cores; data and temperature have to be given."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def get_config() -> ConfigDict:
     config.pretrain.learning_rate = 2e-3
     config.pretrain.schedule = "cosine"
 
-    # For the structure; a chain over one molecule samples slowly.
+    # For the structure: a Nosé–Hoover chain samples a single molecule slowly.
     config.md.thermostat = "langevin"
     config.md.damping_time_fs = 1000.0
 
-    # Pairs of one kind hide behind those of another in a single h(r).
+    # A single h(r) hides pairs of one kind behind those of another.
     config.observable.by_element = True
     config.observable.width_A = 0.04
     config.observable.smearing_A = 0.02

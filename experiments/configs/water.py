@@ -25,18 +25,18 @@ def get_config() -> ConfigDict:
     config.pretrain.average_decay = 0.99
     config.pretrain.schedule = "cosine"
 
-    # For the structure, as the data set was made; one chain over a whole box samples slowly.
+    # For the structure, as the data set was made; one Nosé–Hoover chain samples a whole box slowly.
     config.md.thermostat = "langevin"
     config.md.damping_time_fs = 1000.0
     config.md.replica_batch = 1
 
-    # The mean length of bonds hardly feels a hydrogen that comes too close to another molecule; the smallest distances
-    # between molecules do, up to where the reference has none.
+    # The mean bond length hardly changes when a hydrogen comes too close to another molecule; the smallest distances
+    # between molecules do, below the shortest of the reference.
     config.observable.length_weight = 1000.0
     config.observable.distance_weight = 300.0
     config.observable.distance_stop_A = 1.3
 
-    # Short phases of learning: what they cure is gone within a few epochs, and the next failures have to be looked for.
+    # Short learning phases: a few epochs remove the failures found, and the next ones have to be searched for.
     config.stable.num_replicas = 12
     config.stable.steps_per_frame = 20
     config.stable.max_unstable = 0.33
@@ -53,7 +53,7 @@ def get_config() -> ConfigDict:
 
     config.evaluate.num_replicas = 16
     config.evaluate.horizon_ps = 16.0
-    # Short windows, so that there are some before the first failures.
+    # Short windows, so that some are complete before the first failures.
     config.evaluate.chunk_ps = 2.0
     config.evaluate.displacement_ps = 1.5
     config.evaluate.green_kubo_ps = 1.5

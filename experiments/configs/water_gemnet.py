@@ -1,4 +1,4 @@
-"""Water with a small GemNet-T for one short cycle on two CPU cores: that all of it runs, not that it is cured.
+"""Water with a small GemNet-T for one short cycle on two CPU cores: shows that it runs, not that it becomes stable.
 
 python -m experiments.water --config=experiments/configs/water_gemnet.py
 """
@@ -12,7 +12,7 @@ from experiments.configs.models import gemnet
 
 
 def get_config() -> ConfigDict:
-    """The paper's architecture in a few features; shorter than `experiments/configs/water.py` in everything."""
+    """The paper's architecture with few features; everything is shorter than in `experiments/configs/water.py`."""
     config = water.get_config()
     config.name = "water_gemnet"
 

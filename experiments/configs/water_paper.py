@@ -44,26 +44,26 @@ def get_config() -> ConfigDict:
     config.md.thermostat = "nose_hoover"
     config.md.damping_time_fs = 16.7
     config.md.skin_A = 0.25  # of neighbor lists
-    config.md.spare_pairs = 1.15  # places in them, over the most that a frame of the data needs
+    config.md.spare_pairs = 1.15  # their capacity, over the largest number of pairs in a frame of the data
 
     stability = config.stability
     stability.train_threshold_A = 1.2  # smallest distance between molecules in training
-    stability.learn_threshold_A = 1.0  # frames of the learning phase are used down to here
+    stability.learn_threshold_A = 1.0  # frames of the learning phase are used down to this distance
     stability.evaluate_threshold = 3.0  # ∫|Δg|dr of any RDF, Å, over a window
     stability.window_ps = 1.0  # τ
-    stability.look_fs = 20.0  # between the frames of a window
-    stability.bond_threshold_A = 0.5  # the reference has to keep its bonds so well
+    stability.look_fs = 20.0  # spacing of the frames of a window
+    stability.bond_threshold_A = 0.5  # largest deviation of a bond in the reference
 
     observable = config.observable
-    observable.stop_A = 6.2  # RDFs reach from 0 to here
+    observable.stop_A = 6.2  # upper end of the RDFs
     observable.width_A = 0.05  # of their bins
     observable.molecules_per_neighborhood = 1
     observable.length_weight = 1.0  # w of (mean O-H length − reference)², per Å²
     observable.distance_weight = 0.0  # w of ∫(p − p_ref)² dr, p(r) of a molecule's smallest distance to another
-    observable.distance_stop_A = 3.0  # p(r) reaches from 0 to here
+    observable.distance_stop_A = 3.0  # upper end of p(r)
     observable.distance_width_A = 0.1  # of its bins, and twice the width of its Gaussians
-    observable.num_bins = 100  # of what tells unstable molecules from others; 0: all are learned from
-    observable.per_bin = 5  # molecules that are learned from, of each bin
+    observable.num_bins = 100  # of the value that the balanced subsample is drawn by; 0: all molecules are learned from
+    observable.per_bin = 5  # most molecules that are learned from in each bin
 
     config.stable.num_replicas = 8
     config.stable.steps_per_epoch = 1000
@@ -77,5 +77,5 @@ def get_config() -> ConfigDict:
     config.evaluate.chunk_ps = 5.0
     config.evaluate.displacement_ps = 3.0  # largest lag of the mean squared displacement
     config.evaluate.green_kubo_ps = 2.0  # largest lag of the velocity correlation of molecules
-    config.evaluate.diffusion_from_ps = 1.0  # lag from which the displacement is a straight line
+    config.evaluate.diffusion_from_ps = 1.0  # lag from which the displacement is linear
     return config

@@ -5,8 +5,8 @@
     python -m experiments.data.generate_molecule aspirin --work DIR --assemble experiments/data/aspirin_gfn2.npz
 
 The first command runs the independent trajectories (about 45 minutes of one core in all for aspirin, two hours for
-`ac_ala3_nhme`) and writes each to `DIR/trajectory_K.npz` when it ends, so an interrupted run continues with those that
-are missing. The second joins them, checks the result and writes the data set with its card.
+`ac_ala3_nhme`) and writes each to `DIR/trajectory_K.npz` when it ends, so an interrupted run resumes with the missing
+ones. The second joins them, checks the result and writes the data set with its card.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 
 class Molecule(NamedTuple):
-    """What is generated of a molecule."""
+    """Settings of a molecule's data set."""
 
     title: str
     smiles: str
     steps_per_frame: int
     frames_per_trajectory: int
     xtb_accuracy: float
-    num_starts: int  # the lowest distinct conformers, taken in turn by the trajectories
+    num_starts: int  # the lowest distinct conformers, from which trajectories start in rotation
 
 
 MOLECULES = {
@@ -50,7 +50,7 @@ SAME_ENERGY = 0.01
 """Conformers closer than this, eV, count as one."""
 SEED = 2026
 POSITION_STEP, FORCE_STEP, VELOCITY_STEP = 2.0**-16, 2.0**-12, 2.0**-17
-"""What is kept of a number, Å, eV/Å and Å/fs: finer bits are noise of the calculation and do not compress."""
+"""Resolution kept, Å, eV/Å and Å/fs: finer bits are noise of the calculation and do not compress."""
 
 CARD = """\
 # {title} at {target:g} K, GFN2-xTB
@@ -127,7 +127,7 @@ def run_trajectory(molecule: Molecule, index: int, work: Path) -> Path:
     rng = np.random.default_rng([SEED, index])
     atoms = cast("Atoms", read(work / "start.xyz", index=index % molecule.num_starts))
     atoms.calc = calculator(molecule)
-    # Twice the kinetic energy: half of it flows into the potential from the minimum.
+    # Twice the kinetic energy: starting from the minimum, half of it becomes potential energy.
     thermalize_momenta(atoms, temperature_K=2 * TEMPERATURE_K, rng=rng)
 
     def dynamics(damping_time_fs):
@@ -234,7 +234,7 @@ def _check_protons(R, z, first, second) -> None:
 
 
 def _amides(molecule: Molecule, R) -> str:
-    """What the card says of the torsions of the peptide bonds, and of the handedness of the alpha carbons."""
+    """The card's entry on the torsions of the peptide bonds and the chirality of the alpha carbons."""
     from ase.geometry import get_dihedrals
     from rdkit import Chem
 
@@ -246,7 +246,7 @@ def _amides(molecule: Molecule, R) -> str:
     vectors = (R[:, j] - R[:, i] for i, j in ((a, b), (b, c), (c, d)))
     angle = get_dihedrals(*(vector.reshape(-1, 3) for vector in vectors)).reshape(-1, len(a))
     from_trans = np.abs(angle - 180)
-    # [N, C, C(=O), CH3] about each alpha carbon: L where the three others turn right-handed.
+    # [N, C, C(=O), CH3] about each alpha carbon: L where the three others form a right-handed triple.
     n, alpha, c, beta = np.array(graph.GetSubstructMatches(Chem.MolFromSmarts("[NX3][CX4;H1](C(=O))[CH3]")))[
         :, [0, 1, 2, 4]
     ].T
@@ -263,7 +263,7 @@ def _amides(molecule: Molecule, R) -> str:
 
 
 def rounded(array, step):
-    """Float32 with the bits under `step` (a power of two) at 0, which compress away."""
+    """Float32 with the bits below `step` (a power of two) set to 0, which compress well."""
     return (np.round(np.asarray(array) / step) * step).astype(np.float32)
 
 

@@ -5,8 +5,8 @@
     python -m experiments.data.generate_water --work DIR --assemble experiments/data/water_spcfw.npz
 
 The first command runs the independent trajectories (about 40 minutes of one core in all) and writes each to
-`DIR/trajectory_K.npz` when it ends, so an interrupted run continues with those that are missing. The second joins them,
-computes the curves of the reference's dynamics as an evaluation does, and writes the data set with its card.
+`DIR/trajectory_K.npz` when it ends, so an interrupted run resumes with the missing ones. The second joins them, computes
+the curves of the reference's dynamics as an evaluation does, and writes the data set with its card.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ EQUILIBRATION_PS = 20.0
 STRUCTURE_PS, STRUCTURE_SPACING_FS = 50.0, 250.0
 """Langevin dynamics from which frames are kept."""
 NUM_SEGMENTS, SEGMENT_PS, BETWEEN_PS, SEGMENT_SPACING_FS = 3, 20.0, 5.0, 10.0
-"""Then, in turn, Langevin dynamics to forget and constant energy to look at the motion."""
+"""Then, alternating, Langevin dynamics to decorrelate and constant energy for the motion."""
 SEED = 2026
 
 # SPC/Fw, Wu, Tepper & Voth, J. Chem. Phys. 124, 024503 (2006). Harmonic terms are ½ k x².
@@ -77,7 +77,8 @@ Checks, on all frames:
 - O-H bonds {bond:.4f} Å, standard deviation {bond_std:.4f}, from {shortest:.2f} to {longest:.2f} Å
 - standard deviation of the energy {energy_std:.2f} eV, rms force component {force_rms:.2f} eV/Å
 - total energy at constant energy drifts by {drift:.1f} meV over a segment
-- diffusivity {by_displacement} × 1e-9 m²/s by displacement, {by_velocity} by Green–Kubo (95 % intervals over windows)
+- diffusivity {by_displacement} × 1e-9 m²/s by displacement, {by_velocity} by Green–Kubo (95 % intervals over windows), corrected for
+  the motion removed with the drift of 64 molecules, 64/63
 """
 
 
@@ -111,7 +112,7 @@ def build_system():
 
 
 def lattice(rng: np.random.Generator) -> np.ndarray:
-    """Molecules on a cubic lattice, each turned at random, Å."""
+    """Molecules on a cubic lattice, each rotated at random, Å."""
     side = round(NUM_MOLECULES ** (1 / 3))
     corner = np.stack(np.meshgrid(*[np.arange(side)] * 3, indexing="ij"), axis=-1).reshape(-1, 1, 3) * BOX_A / side
     half = np.radians(ANGLE_DEGREE) / 2

@@ -1,4 +1,4 @@
-"""Reading data sets of the field, and refusing what would go wrong later."""
+"""Loaders of common data sets, which reject data that would fail later."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Dataset(NamedTuple):
 
     @property
     def space(self) -> Space:
-        """Where the atoms are."""
+        """Boundaries of the system."""
         return OPEN if self.cell is None else periodic(self.cell)
 
 
@@ -60,13 +60,13 @@ def load(path: str | Path, *, energy_unit: str, length_unit: str) -> Dataset:
 
     An `.npz` holds atomic numbers, positions, energies and forces under the names of those data sets, and may hold
     velocities `V` (Å/fs), the number of the `trajectory` of each frame and `frame_spacing_fs`. Forces are in the energy
-    unit per length unit. A periodic system has `cell`, lattice vectors in rows in the length unit, and says with
+    unit per length unit. A periodic system has `cell`, lattice vectors in rows in the length unit, and states in
     `wrapped` (true or false) whether its positions were moved into it; an extended XYZ file does so with `Lattice=`,
-    `pbc=` and `wrapped=` in its comment lines. Curves of the reference's dynamics may lie beside as `motion_NAME`
+    `pbc=` and `wrapped=` in its comment lines. Curves of the reference's dynamics may be added as `motion_NAME`
     [window, lag] with `motion_spacing_fs`.
 
     Raises:
-      ValueError: what the file holds cannot be used as it is declared; the message says why and what to do.
+      ValueError: the content of the file cannot be used as declared; the message says why and what to do.
     """
     path = Path(path)
     for name, value, known in (
@@ -100,8 +100,8 @@ def load(path: str | Path, *, energy_unit: str, length_unit: str) -> Dataset:
 def split(dataset: Dataset, *, num_train: int, num_validation: int, num_test: int, seed: int) -> Split:
     """Disjoint random frames for training, validation and test.
 
-    Where the data set says which trajectory a frame is from, a quarter of the trajectories (at least one) is held out
-    and test frames come from there only, so that they are not neighbors in time of what was learned from.
+    Where the data set states the trajectory of each frame, a quarter of the trajectories (at least one) is held out and
+    test frames come from there only, so that they are not close in time to training frames.
 
     Raises:
       ValueError: too few frames, or the same frame in training and test.
@@ -123,9 +123,9 @@ def split(dataset: Dataset, *, num_train: int, num_validation: int, num_test: in
             "num_validation or num_test."
         )
     chosen = Split(learnable[:num_train], learnable[num_train:wanted], testable[:num_test])
-    seen = {_digest(dataset.position[index]): index for index in np.concatenate([chosen.train, chosen.validation])}
+    learned = {_digest(dataset.position[index]): index for index in np.concatenate([chosen.train, chosen.validation])}
     for index in chosen.test:
-        if (twin := seen.get(_digest(dataset.position[index]))) is not None:
+        if (twin := learned.get(_digest(dataset.position[index]))) is not None:
             raise ValueError(
                 f"frame {twin} of the training set is the same as frame {index} of the test set: "
                 "errors on it would mean nothing; remove duplicate frames from the data set."
@@ -134,19 +134,19 @@ def split(dataset: Dataset, *, num_train: int, num_validation: int, num_test: in
 
 
 def reference_frames(dataset: Dataset, split: Split, *, num: int, seed: int) -> np.ndarray:
-    """Indices of the frames that references of observables are means over: never test frames, nor what they are from.
+    """Indices of the frames that references of observables are means over: no test frames, nor their trajectories.
 
-    Where the data set says which trajectory a frame is from, all frames of trajectories with test frames are left out.
+    Where the data set states the trajectory of each frame, all frames of trajectories with test frames are left out.
     Labels of these frames are not used: a simulation without energies and forces serves as well.
 
     Args:
       dataset: all frames.
       split: its test frames are left out.
-      num: frames to draw; 0: all that are left.
+      num: frames to draw; 0: all that remain.
       seed: of the run.
 
     Raises:
-      ValueError: fewer frames are left.
+      ValueError: fewer frames remain.
     """
     is_held_out = np.zeros(len(dataset.position), bool)
     is_held_out[split.test] = True
@@ -155,14 +155,14 @@ def reference_frames(dataset: Dataset, split: Split, *, num: int, seed: int) -> 
     left = np.flatnonzero(~is_held_out)
     if num > len(left):
         raise ValueError(
-            f"config.data.num_reference asks for {num} frames, but {len(left)} are left that are not held out for the "
-            "test: ask for fewer, or for 0, which takes all of them."
+            f"config.data.num_reference asks for {num} frames, but only {len(left)} are not held out for the test: "
+            "ask for fewer, or for 0, which takes all of them."
         )
     return np.sort(np.random.default_rng([seed, 2]).permutation(left)[:num]) if num else left
 
 
 def check_bonds_kept(dataset: Dataset, bonds: Pairs, *, threshold: float) -> None:
-    """Raise if the reference itself violates the stability criterion.
+    """Raise if a bond of the reference itself deviates by more than the threshold.
 
     Args:
       dataset: the reference.
@@ -219,7 +219,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _name_of(path: Path, field: str, arrays: dict[str, np.ndarray]) -> str:
-    """Of the array that holds a field."""
+    """Name of the array that holds a field."""
     present = [name for name in _NPZ_NAMES[field] if name in arrays]
     if not present:
         raise ValueError(
@@ -230,13 +230,13 @@ def _name_of(path: Path, field: str, arrays: dict[str, np.ndarray]) -> str:
 
 
 def _one_order(path: Path, species: np.ndarray) -> np.ndarray:
-    """Atomic numbers of all frames, which may come with each."""
+    """Atomic numbers, the same for all frames; the file may repeat them for each."""
     if species.ndim < 2:
         return species
     changed = np.flatnonzero((species != species[0]).any(axis=1))
     if len(changed):
         raise ValueError(
-            f"{path}: frame {changed[0]} has its atoms in another order than frame 0: "
+            f"{path}: frame {changed[0]} has its atoms in a different order than frame 0: "
             "give every frame the same order of atoms."
         )
     return species[0]
@@ -250,7 +250,7 @@ def _read_extxyz(path: Path) -> Dataset:
     for index, atoms in enumerate(frames):
         if not np.array_equal(atoms.numbers, species):
             raise ValueError(
-                f"{path}: frame {index} has its atoms in another order than frame 0: "
+                f"{path}: frame {index} has its atoms in a different order than frame 0: "
                 "give every frame the same order of atoms."
             )
         if _energy(atoms) is None or _force(atoms) is None:
@@ -259,7 +259,7 @@ def _read_extxyz(path: Path) -> Dataset:
                 "column `forces:R:3`."
             )
         if not np.array_equal(atoms.cell, frames[0].cell) or not np.array_equal(atoms.pbc, frames[0].pbc):
-            raise ValueError(f"{path}: frame {index} has another cell than frame 0: only one cell is supported.")
+            raise ValueError(f"{path}: frame {index} has a different cell than frame 0: only one cell is supported.")
     is_periodic = bool(frames[0].pbc.any())
     if is_periodic and not frames[0].pbc.all():
         raise ValueError(f"{path}: expected a cell that is periodic in all directions or in none, got {frames[0].pbc}.")
@@ -282,7 +282,7 @@ def _read_extxyz(path: Path) -> Dataset:
 
 
 def _energy(atoms) -> float | None:
-    """ASE knows `energy`; MD22 writes `Energy`, which it leaves among the other entries of the comment line."""
+    """ASE recognizes `energy`; MD22 writes `Energy`, which it keeps with the other entries of the comment line."""
     if atoms.calc is not None and "energy" in atoms.calc.results:
         return atoms.calc.results["energy"]
     return atoms.info.get("Energy")

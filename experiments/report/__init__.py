@@ -1,4 +1,4 @@
-"""What a run leaves for people: its record, a page and a figure."""
+"""The output of a run for people: its record, a page and a figure."""
 
 from experiments.report.facts import Facts, Runs, facts_of
 from experiments.report.page import write_page

@@ -1,4 +1,4 @@
-"""What a report says of an experiment, apart from its config and its system."""
+"""The facts in the report of an experiment, independent of its config and its system."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from experiments.systems.base import Measure, Profile, System
 
 
 class Facts(NamedTuple):
-    """What was run and how it was judged."""
+    """What was run and how it was evaluated."""
 
     name: str
     seed: int
-    config: dict[str, Any]  # without where things lie on this machine
+    config: dict[str, Any]  # without paths on this machine
     num_atoms: int
     num_frames: int  # of the data set; curves are compared with means over all of them
-    num_reference: int  # of these, what was trained on is a mean over; none is held out for the test
-    energy_offset_eV: float  # the mean energy of the training frames, which energies of the potential are relative to
+    num_reference: int  # of these, frames of the references of training; none is held out for the test
+    energy_offset_eV: float  # mean energy of the training frames; energies of the potential are relative to it
     num_train_replicas: int
     num_replicas: int  # of an evaluation
     horizon_ps: float
     frame_spacing_fs: float
-    fit_ps: tuple[float, float] | None  # displacements are a straight line in between; None: molecules do not diffuse
+    fit_ps: tuple[float, float] | None  # displacements are linear in between; None: molecules do not diffuse
     train_criterion_name: str
     criterion_name: str  # of an evaluation
     structure_reference: dict[str, np.ndarray]
@@ -43,13 +43,13 @@ class Runs(NamedTuple):
 
 
 def facts_of(config: ConfigDict, system: System) -> Facts:
-    """What a report says of an experiment.
+    """The facts in the report of an experiment.
 
     Args:
       config: of the experiment.
       system: of the config.
     """
-    data, judged, settings = system.data, system.evaluation, config.evaluate
+    data, evaluation, settings = system.data, system.evaluation, config.evaluate
     has_fit = "diffusion_from_ps" in settings
     return Facts(
         name=config.name,
@@ -65,10 +65,10 @@ def facts_of(config: ConfigDict, system: System) -> Facts:
         frame_spacing_fs=settings.frame_spacing_fs,
         fit_ps=(settings.diffusion_from_ps, settings.displacement_ps) if has_fit else None,
         train_criterion_name=system.train_criterion_name,
-        criterion_name=judged.criterion_name,
-        structure_reference=judged.structure_reference,
-        profiles=judged.profiles,
-        measures=judged.measures,
+        criterion_name=evaluation.criterion_name,
+        structure_reference=evaluation.structure_reference,
+        profiles=evaluation.profiles,
+        measures=evaluation.measures,
     )
 
 

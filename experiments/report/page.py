@@ -1,4 +1,4 @@
-"""The page that a person opens, and the figure on it, drawn from the record."""
+"""The page of a report, with its figure, made from the record."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def write_page(run_dir: Path, facts: Facts, record: dict, runs: Runs, course: li
     """`report.html`, self-contained, and `figure.png` beside it.
 
     Args:
-      run_dir: where they go.
+      run_dir: of the run.
       facts: of the experiment.
       record: of the run.
       runs: what was measured.
@@ -124,13 +124,13 @@ def _ran_on(record: dict) -> str:
 
 MOTION = (
     " Displacement: of molecules' centers, the mean over these replicas and two standard errors; the reference moves "
-    "by its own dynamics, at constant energy in the data set that ships, and the replicas under a thermostat, which "
-    "slows them."
+    "by its own dynamics, at constant energy in the data set that ships, the replicas under a thermostat, which slows "
+    "them."
 )
 
 
 def caption(facts: Facts) -> str:
-    """What the figure shows.
+    """The caption of the figure.
 
     Args:
       facts: of the experiment.
@@ -143,7 +143,7 @@ def caption(facts: Facts) -> str:
         f"{facts.criterion_name}. Structure: means over the stable frames of these replicas; the reference curves are "
         f"means over all {facts.num_frames} frames of the data set. The reference of training is a mean over "
         f"{facts.num_reference} frames, none of them held out for the test. Velocity autocorrelation: one value per "
-        "replica that was stable for a whole window; in brackets how many." + (MOTION * has_motion)
+        "replica that was stable for a whole window; their number in brackets." + (MOTION * has_motion)
     )
 
 

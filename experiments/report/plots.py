@@ -39,7 +39,7 @@ def figure_3(facts: Facts, runs: Runs, course: list[dict]) -> Figure:
 
 
 def _panels(facts: Facts, runs: Runs, course: list[dict]) -> list[list[Callable]]:
-    """What is drawn, row by row; each takes its axis."""
+    """Functions that draw the panels, row by row; each takes its axis."""
     before, after, reference = runs.before, runs.after, facts.structure_reference
     both = dict(before=before, after=after)
     profiles: list[Callable] = [

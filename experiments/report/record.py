@@ -15,7 +15,7 @@ from stablejax.observables import transport
 
 
 def make_record(facts: Facts, runs: Runs, wall_s: dict[str, float]) -> dict:
-    """What was run, on what, and what was measured. A figure that is unknown is null.
+    """What was run, on which machine, and the results. A figure that is unknown is null.
 
     Args:
       facts: of the experiment.
@@ -98,7 +98,7 @@ def diffusivity_rows(
       phase: before, after or reference.
       motion: curves [replica, lag] of displacement (Å²) and velocity correlation.
       spacing_fs: between their lags.
-      fit_ps: times between which displacements are a straight line.
+      fit_ps: times between which displacements are linear.
     """
     if "msd" not in motion or fit_ps is None:
         return []
@@ -132,14 +132,14 @@ def _comparison_rows(runs: Runs, seed: int) -> list[dict]:
 
 
 def _ratio_row(before, after, seed: int) -> dict:
-    """A bound where one of the medians is one, and no number where both are."""
+    """A bound where one of the medians is a bound, and no number where both are."""
     ratio = survival.ratio_of_medians(before, after, seed=seed)
     bounds = {"value": ratio.value, "low": ratio.low, "high": ratio.high}
     return {"metric": "ratio_median_first_passage", "kind": ratio.kind} | bounds
 
 
 def ratio_kind(is_before_censored: bool, is_after_censored: bool) -> str:
-    """What is known of a ratio of medians: it is between its bounds, at least, at most, or unknown.
+    """The kind of a ratio of medians: between its bounds, at least, at most, or unknown.
 
     Args:
       is_before_censored: whether the earlier median is a lower bound.

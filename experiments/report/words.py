@@ -1,4 +1,4 @@
-"""Figures of a record in words: bounds are said to be bounds, and what is unknown is not a number."""
+"""Figures of a record in words: bounds are stated as bounds, and unknown figures as unknown."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def _before_and_after(find: Callable[..., Any], metric: str, form: str) -> str:
 def _comparison(find: Callable[..., Any]) -> str:
     row, p = ratio_row(find), number(find("logrank_p"), "{:.1g}")
     if row["kind"] == "unknown":
-        return f"the ratio is unknown, since under half of the replicas failed in both (log-rank p = {p})"
+        return f"the ratio is unknown, since fewer than half of the replicas failed in both (log-rank p = {p})"
     value = f"{'' if row['kind'] == 'between' else row['kind'] + ' '}{row['value']:.1f}"
     return f"{value} times as long (95 % confidence: {_bounds(row)}; log-rank p = {p})"
 
 
 def _bounds(row: dict) -> str:
-    """An interval as far as it is bounded."""
+    """An interval, with the bounds that are known."""
     low, high = row["low"], None if row["kind"] == "at least" else row["high"]
     if row["kind"] == "at most" or low == 0:
         low = None
@@ -83,7 +83,7 @@ def with_ratio(find: Callable[..., Any]) -> str:
 
 
 def with_interval(row: dict) -> str:
-    """A median with its interval, bounds at the horizon said as such.
+    """A median with its interval; bounds at the horizon are marked.
 
     Args:
       row: of the median.

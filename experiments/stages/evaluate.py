@@ -1,4 +1,4 @@
-"""The stage that measures: first passage from held-out starts, and what the potential gives until then."""
+"""The evaluation stage: first passage from held-out starts, and observables until then."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from stablejax.types import Array, Frame, Params
 
 
 class Evaluation(NamedTuple):
-    """What simulation with one set of parameters gave. Observables are of stable frames only."""
+    """Results of simulations with one set of parameters. Observables are of stable frames only."""
 
     first_passage_ps: np.ndarray  # [replica]; the horizon where stable
     is_unstable: np.ndarray  # [replica]
@@ -50,15 +50,15 @@ class Schedule(NamedTuple):
 
     @property
     def ps_per_chunk(self) -> float:
-        """Simulated between two checks by the host."""
+        """Time simulated between two checks by the host."""
         return self.frames_per_chunk * self.frame_spacing_fs / 1000
 
 
 class ChunkStatistics(NamedTuple):
-    """What one chunk of simulation showed."""
+    """Statistics of one chunk of simulation."""
 
     num_frames: Array  # [] stable frames of all replicas
-    num_overflows: Array  # [] replicas paused for longer neighbor lists: the chunk is to be repeated
+    num_overflows: Array  # [] replicas paused by an overflow of their neighbor list: the chunk has to be repeated
     total: dict[str, Array]  # observables, summed over them
     is_whole: Array  # [replica] stable for the whole chunk, so that its motion counts
     motion: dict[str, Array]  # [replica, lag]
@@ -107,13 +107,13 @@ def build(schedule: Schedule, system: System) -> Evaluator:
         partial(_run_one, system, integrator, schedule), is_active=lambda replica: ~replica.is_frozen
     )
 
-    # Buffers are given up, unless a chunk may have to be repeated.
+    # Buffers are donated, unless a chunk may have to be repeated.
     @partial(jax.jit, donate_argnames=None if form.lists else "replicas")
     def run_chunk(prepared, replicas):
-        replicas, seen = run_all(prepared, replicas)
-        total = jax.tree.map(lambda x: jnp.sum(x, axis=0), seen.total)
-        counts = dict(num_frames=jnp.sum(seen.num_frames), num_overflows=jnp.sum(seen.num_overflows))
-        return replicas, seen._replace(**counts, total=total)
+        replicas, stats = run_all(prepared, replicas)
+        total = jax.tree.map(lambda x: jnp.sum(x, axis=0), stats.total)
+        counts = dict(num_frames=jnp.sum(stats.num_frames), num_overflows=jnp.sum(stats.num_overflows))
+        return replicas, stats._replace(**counts, total=total)
 
     start = execution.map_replicas(
         lambda prepared, one: dynamics.init_replica(integrator, one[0], one[1], prepared, criterion)
@@ -139,9 +139,9 @@ def _run_one(
     temperature = integrators.kinetic_temperature(
         frame.velocity, system.problem.mass, constrained_dof=integrator.constrained_dof
     )
-    seen = jax.vmap(system.evaluation.structure_fn)(frame) | {"temperature": temperature}
+    observed = jax.vmap(system.evaluation.structure_fn)(frame) | {"temperature": temperature}
     weight = is_valid.astype(jnp.float32)
-    total = jax.tree.map(partial(jnp.tensordot, weight, axes=1, precision=lax.Precision.HIGHEST), seen)
+    total = jax.tree.map(partial(jnp.tensordot, weight, axes=1, precision=lax.Precision.HIGHEST), observed)
     motion = system.evaluation.motion_fn(frame)
     return replica, ChunkStatistics(jnp.sum(is_valid), replica.did_overflow, total, jnp.all(is_valid), motion)
 
@@ -158,14 +158,14 @@ def run_evaluation(
     Args:
       evaluator: from `build`.
       params: of the potential.
-      progress: told after every chunk.
-      on_longer_lists: given the problem whenever its lists were lengthened.
+      progress: updated after every chunk.
+      on_longer_lists: called with the problem whenever its lists were lengthened.
 
     Returns:
-      What was measured, and the evaluator with the neighbor lists that it needed.
+      The results, and the evaluator with the neighbor lists that it needed.
 
     Raises:
-      ValueError: nothing was stable until the first frame, or the memory does not suffice.
+      ValueError: no replica was stable until the first frame, or the memory does not suffice.
     """
     schedule = evaluator.schedule
     prepared = evaluator.prepare(params)
@@ -174,13 +174,13 @@ def run_evaluation(
     memory.check("the evaluation", evaluator.run_chunk, (prepared, replicas), advice)
     chunks: list[ChunkStatistics] = []
     while len(chunks) < schedule.num_chunks:
-        before, (replicas, seen) = replicas, evaluator.run_chunk(prepared, replicas)
-        if int(seen.num_overflows):
+        before, (replicas, stats) = replicas, evaluator.run_chunk(prepared, replicas)
+        if int(stats.num_overflows):
             progress.say("a neighbor list overflowed: lists are made longer and the chunk is repeated")
             evaluator, replicas = build(schedule, with_longer_lists(evaluator.system)), before
             on_longer_lists(evaluator.system.problem)
             continue
-        chunks.append(jax.tree.map(lambda x: x.astype(np.float64), processes.to_host(seen)))
+        chunks.append(jax.tree.map(lambda x: x.astype(np.float64), processes.to_host(stats)))
         fraction = _report(progress, schedule, len(chunks), replicas)
         if fraction == 1:
             break
@@ -188,13 +188,13 @@ def run_evaluation(
 
 
 def with_longer_lists(system: System) -> System:
-    """The system with more capacity in its neighbor lists."""
+    """The system with a larger capacity of its neighbor lists."""
     problem = system.problem
     return system._replace(problem=problem._replace(potential=forms.with_longer_lists(problem.potential)))
 
 
 def _report(progress: Progress, schedule: Schedule, done: int, replicas: Replica) -> float:
-    """Says how far the evaluation is; returns the fraction that is unstable."""
+    """Report the progress of the evaluation; returns the fraction that is unstable."""
     fraction = float(replicas.is_frozen.mean())
     done_ps, horizon_ps = (chunks * schedule.ps_per_chunk for chunks in (done, schedule.num_chunks))
     progress.update(
@@ -207,13 +207,13 @@ def _report(progress: Progress, schedule: Schedule, done: int, replicas: Replica
 
 
 def _evaluation(evaluator: Evaluator, params: Params, replicas: Replica, chunks: list[ChunkStatistics]) -> Evaluation:
-    num_frames = sum(seen.num_frames for seen in chunks)
+    num_frames = sum(stats.num_frames for stats in chunks)
     if num_frames == 0:
         raise ValueError(
             f"no replica was stable until its first frame at {evaluator.schedule.frame_spacing_fs:g} fs, so there is "
             "nothing to average: the potential is too poor to simulate; raise config.pretrain.num_steps."
         )
-    structure = jax.tree.map(lambda *parts: sum(parts) / num_frames, *(seen.total for seen in chunks))
+    structure = jax.tree.map(lambda *parts: sum(parts) / num_frames, *(stats.total for stats in chunks))
     errors = label_errors(evaluator.system, params, evaluator.system.data.split.test)
     step, is_unstable, is_finite = processes.to_host((replicas.step, replicas.is_unstable, replicas.is_finite))
     return Evaluation(
@@ -230,25 +230,25 @@ def _evaluation(evaluator: Evaluator, params: Params, replicas: Replica, chunks:
 
 
 def _mean_motion(chunks: list[ChunkStatistics]) -> dict[str, np.ndarray]:
-    """[replica, lag] mean over the chunks that count; NaN for a replica without any."""
-    is_whole = np.stack([seen.is_whole for seen in chunks])[:, :, None] > 0
+    """[replica, lag] mean over the chunks that a replica completed; NaN for one without any."""
+    is_whole = np.stack([stats.is_whole for stats in chunks])[:, :, None] > 0
     num_windows = is_whole.sum(axis=0)
 
     def mean(*windows):
         total = np.where(is_whole, np.stack(windows), 0.0).sum(axis=0)
         return np.divide(total, num_windows, out=np.full(total.shape, np.nan), where=num_windows > 0)
 
-    return jax.tree.map(mean, *(seen.motion for seen in chunks))
+    return jax.tree.map(mean, *(stats.motion for stats in chunks))
 
 
 def reference_motion(schedule: Schedule, system: System) -> dict[str, np.ndarray]:
-    """[window, lag] curves of the reference: those beside the data, or of its velocities in windows like ours.
+    """[window, lag] curves of the reference: those in the data set, or computed from its velocities in equal windows.
 
-    Without either, and where their frames are not spaced as those of the evaluation, there are none.
+    Empty without either, and where the spacing of frames differs from that of the evaluation.
 
     Args:
       schedule: of the evaluation.
-      system: whose data are taken.
+      system: provides the data.
     """
     dataset, size, spacing_fs = system.data.dataset, schedule.frames_per_chunk, schedule.frame_spacing_fs
     if dataset.motion is not None and dataset.motion_spacing_fs == spacing_fs:
@@ -258,7 +258,7 @@ def reference_motion(schedule: Schedule, system: System) -> dict[str, np.ndarray
     runs = [np.flatnonzero(dataset.trajectory == run) for run in np.unique(dataset.trajectory)]
     windows = [run[start : start + size] for run in runs for start in range(0, len(run) - size + 1, size)]
     fn = jax.jit(system.evaluation.motion_fn)
-    # Molecules that left the cell came back on the other side.
+    # Undo the jumps of molecules that were wrapped into the cell.
     position = [dataset.space.unwrap(dataset.position[window]) for window in windows]
     curves = [fn(Frame(x, dataset.velocity[window])) for x, window in zip(position, windows, strict=True)]
     return jax.tree.map(lambda *some: np.stack(some), *curves)

@@ -1,4 +1,4 @@
-"""The stage that trains on energies and forces, before StABlE training."""
+"""The pretraining stage: supervised training on energies and forces, before StABlE training."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Settings(NamedTuple):
     """Settings of supervised training."""
 
     optimizer: optax.GradientTransformation
-    num_steps: int  # at the most
+    num_steps: int  # largest number
     batch_size: int
     steps_per_validation: int
     average_decay: float  # of the moving average of parameters that is kept
@@ -35,14 +35,14 @@ class Settings(NamedTuple):
 
 
 class Program(NamedTuple):
-    """Compiled supervised training, batches shared between all devices."""
+    """Compiled supervised training, with batches sharded over all devices."""
 
     init: Callable  # params -> state
     run: Callable  # (state, frames, index of each batch) -> (state, info of each step)
 
 
 def settings_of(config: ConfigDict) -> Settings:
-    """Those of `config.pretrain`.
+    """The settings of `config.pretrain`.
 
     Raises:
       ValueError: there is no schedule of that name.
@@ -65,7 +65,7 @@ def run_pretraining(settings: Settings, system: System, progress: Progress) -> P
     Args:
       settings: from `settings_of`.
       system: what is trained.
-      progress: told after every validation.
+      progress: updated after every validation.
 
     Raises:
       ValueError: training diverged, or the batch does not fit the devices or the memory.
@@ -106,7 +106,7 @@ def _report(progress: Progress, step: int, num_steps: int, train_loss: float, lo
 
 
 def _has_decayed(state, min_rate_scale: float) -> bool:
-    # Scales are products in float32, a little more or less than the bound.
+    # Scales are products in float32, slightly above or below the bound.
     return float(optax.tree.get(state.optimizer_state, "scale")) <= min_rate_scale * (1 + 1e-5)
 
 
@@ -124,12 +124,12 @@ def build(settings: Settings, system: System) -> Program:
       system: what is trained.
 
     Raises:
-      ValueError: the batch cannot be shared evenly by the devices.
+      ValueError: the batch cannot be sharded evenly over the devices.
     """
     mesh = parallel.replica_mesh()
     if settings.batch_size % mesh.size:
         raise ValueError(
-            f"config.pretrain.batch_size = {settings.batch_size} cannot be shared evenly by {mesh.size} devices: "
+            f"config.pretrain.batch_size = {settings.batch_size} cannot be sharded evenly over {mesh.size} devices: "
             "choose a multiple, or set config.host_devices."
         )
     init, step = pretrain.pretraining(
@@ -143,7 +143,7 @@ def build(settings: Settings, system: System) -> Program:
         return jax.lax.scan(lambda s, batch: step(s, jax.tree.map(lambda leaf: leaf[batch], frames)), state, index)
 
     def place(params):
-        # Where `run` leaves its state, so that it is compiled once.
+        # With the sharding that `run` returns, so that it is compiled once.
         return jax.device_put(init(params), NamedSharding(mesh, REPLICATED))
 
     in_specs = (REPLICATED, REPLICATED, PartitionSpec(None, REPLICA_AXIS))

@@ -1,4 +1,4 @@
-"""The stage of StABlE training: the library's loop with the settings of a config, its course recorded."""
+"""The stage of StABlE training: the library's loop with the settings of a config, and a record of its course."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def settings_of(config: ConfigDict, system: System) -> Settings:
 
     Args:
       config: of the experiment.
-      system: its dynamics and how far beyond the criterion it learns.
+      system: provides the dynamics and the value of the criterion up to which frames are used.
 
     Raises:
-      ValueError: an optimizer or schedule that is not known.
+      ValueError: an unknown optimizer or schedule.
     """
     stable_settings = config.stable
     ps_per_search = stable_settings.steps_per_epoch * system.timestep_fs / 1000
@@ -93,16 +93,16 @@ def run_stable(
     *,
     on_longer_lists: Callable[[Problem], None] = lambda _: None,
 ) -> tuple[StableState, System]:
-    """StABlE training from where `state` and `course` stand.
+    """StABlE training from `state` and `course`.
 
     Args:
       settings: from `settings_of`.
       system: what is trained.
       state: from `start`, or a saved one.
-      course: what was seen so far; it is appended to.
+      course: entries of the steps so far; it is appended to.
       save: called after every step.
-      progress: told after every step.
-      on_longer_lists: given the problem whenever its lists were lengthened.
+      progress: updated after every step.
+      on_longer_lists: called with the problem whenever its lists were lengthened.
 
     Returns:
       The last state, and the system with the neighbor lists that it needed.
@@ -139,7 +139,7 @@ def _check_memory(system: System, settings: Settings, training: stable.StableTra
 
 
 class _Recorder:
-    """Appends to the course of training what each step saw, saves, and says it."""
+    """Appends the statistics of each step to the course of training, saves, and reports progress."""
 
     def __init__(
         self,
@@ -177,16 +177,16 @@ class _Recorder:
         assert simulation.max_searches is not None
         searched_ps = simulation.max_searches * simulation.steps_per_epoch * self._ps_per_step
         self._progress.say(
-            f"no more instability: under {100 * simulation.max_unstable:.0f} % of the replicas failed within "
+            f"no more instability: fewer than {100 * simulation.max_unstable:.0f} % of the replicas failed within "
             f"{searched_ps:g} ps, so StABlE training ends after {cycle} cycles"
         )
 
 
 def course_entry(info: SimulateInfo | LearnInfo, cycle: int, simulated_ps: float) -> dict:
-    """One point of the course of training, as numbers that JSON holds.
+    """One point of the course of training, as JSON numbers.
 
     Args:
-      info: what the step saw.
+      info: of the step.
       cycle: completed cycles.
       simulated_ps: of all replicas since the start.
     """
@@ -199,7 +199,7 @@ def course_entry(info: SimulateInfo | LearnInfo, cycle: int, simulated_ps: float
     }
     if isinstance(info, SimulateInfo):
         return entry
-    seen = info.updates
+    updates = info.updates
     return (
         entry
         | _noise(info)
@@ -207,15 +207,15 @@ def course_entry(info: SimulateInfo | LearnInfo, cycle: int, simulated_ps: float
             "phase": "learning",
             "num_rounds": int(info.num_rounds),
             "num_samples": int(info.num_samples),
-            "observable_loss": float(seen.observable_loss),
-            "qm_loss": float(seen.qm_loss),
-            "qm_force_mae_eV_per_A": float(seen.qm_errors.force_mae),
-            "observable_gradient_norm": float(seen.observable_gradient_norm),
-            "qm_gradient_norm": float(seen.qm_gradient_norm),
-            "gradient_cosine": float(seen.gradient_cosine),
+            "observable_loss": float(updates.observable_loss),
+            "qm_loss": float(updates.qm_loss),
+            "qm_force_mae_eV_per_A": float(updates.qm_errors.force_mae),
+            "observable_gradient_norm": float(updates.observable_gradient_norm),
+            "qm_gradient_norm": float(updates.qm_gradient_norm),
+            "gradient_cosine": float(updates.gradient_cosine),
             "rate_scale": float(info.rate_scale),
-            "num_updates": int(seen.num_updates),
-            "effective_fraction": float(seen.effective_fraction),
+            "num_updates": int(updates.num_updates),
+            "effective_fraction": float(updates.effective_fraction),
         }
     )
 
@@ -235,7 +235,7 @@ def _status(entry: dict, epoch: int) -> str:
 
 
 def _fraction_of_cycle(settings: Settings, entry: dict, epoch: int) -> float:
-    """Share of a cycle's time that is over; finding instability takes about a quarter."""
+    """Completed fraction of a cycle's time; finding instability takes about a quarter."""
     if entry["phase"] == "simulating":
         return max(0.25 * min(entry["fraction_unstable"] / settings.simulation.max_unstable, 1.0), 0.02)
     return 0.25 + 0.75 * (epoch + 1) / settings.learning.max_epochs

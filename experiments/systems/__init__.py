@@ -1,4 +1,4 @@
-"""How data become a problem, by the kind of system that a config names."""
+"""From data to a problem, for each kind of system that a config may name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the stages need to know of a system, and what molecules and liquids put it together from."""
+"""What the stages need to know about a system, and the parts that molecules and liquids share."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from stablejax.space import Space
 from stablejax.types import Array, Criterion, Frame, ObservableFn
 
 FRAME_BATCH = 100
-"""Frames of a data set that are worked on together, which bounds memory."""
+"""Frames of a data set that are evaluated together, which bounds memory."""
 
 
 class Profile(NamedTuple):
-    """A curve of the structure, drawn before and after beside the reference."""
+    """A structural curve, drawn before and after training with the reference."""
 
     x: np.ndarray  # [bin]
     title: str
@@ -37,7 +37,7 @@ class Profile(NamedTuple):
 
 
 class Measure(NamedTuple):
-    """A figure of the structure: how far it is from the reference, times `factor`."""
+    """A figure of the structure: its error against the reference, times `factor`."""
 
     metric: str
     name: str  # of the structure
@@ -55,11 +55,11 @@ ANGLE_MEASURE = Measure(
 
 
 class Evaluated(NamedTuple):
-    """How simulations of a system are judged."""
+    """How simulations of a system are evaluated."""
 
     criterion: Criterion
     criterion_name: str
-    structure_fn: ObservableFn  # dict of what is reported
+    structure_fn: ObservableFn  # dict of the observables that are reported
     structure_reference: dict[str, np.ndarray]  # means over all frames of the data set
     profiles: dict[str, Profile]  # by name of the structure
     measures: tuple[Measure, ...]
@@ -78,11 +78,11 @@ class System(NamedTuple):
     execution: Execution
     evaluation: Evaluated
     train_criterion_name: str
-    freeze_above: float  # beyond the training criterion, in the learning phase
+    freeze_above: float  # value of the training criterion, in the learning phase
 
 
 class Data(NamedTuple):
-    """A data set, and which frames are for what."""
+    """A data set, and the use of its frames."""
 
     dataset: loaders.Dataset  # energies relative to `offset`
     split: loaders.Split
@@ -91,32 +91,32 @@ class Data(NamedTuple):
 
     @property
     def space(self) -> Space:
-        """Where the atoms are."""
+        """Boundaries of the system."""
         return self.dataset.space
 
     @property
     def reference_position(self) -> np.ndarray:
-        """[frame, atom, 3] Å."""
+        """Positions of the reference frames, [frame, atom, 3] Å."""
         return self.dataset.position[self.reference]
 
     def labeled(self, index: np.ndarray) -> losses.Labeled:
-        """Frames as what losses take."""
+        """Frames with their labels, for losses."""
         arrays = (self.dataset.position, self.dataset.energy, self.dataset.force)
         return losses.Labeled(*(jnp.asarray(array[index], jnp.float32) for array in arrays))
 
     def starts(self, index: np.ndarray, num: int) -> jax.Array:
-        """`num` positions from the frames of `index`, in turn."""
+        """`num` positions from the frames of `index`, repeated cyclically."""
         return jnp.asarray(self.dataset.position[np.resize(index, num)])
 
 
 def load(config: ConfigDict) -> Data:
-    """The data set of the config, its energies relative to the training set, and which frames are for what."""
+    """The data set of the config, its energies relative to the mean of the training set, and the use of its frames."""
     data = config.data
     dataset = loaders.load(data.path, energy_unit=data.energy_unit, length_unit=data.length_unit)
     counts = dict(num_train=data.num_train, num_validation=data.num_validation, num_test=data.num_test)
     split = loaders.split(dataset, **counts, seed=config.seed)
     reference = loaders.reference_frames(dataset, split, num=data.num_reference, seed=config.seed)
-    # Thousands of eV would not fit into float32: the offset is taken off before.
+    # Float32 does not resolve energies of thousands of eV: the offset is subtracted in float64.
     offset = float(dataset.energy[split.train].mean())
     return Data(dataset._replace(energy=dataset.energy - offset), split, reference, offset)
 
@@ -134,7 +134,7 @@ def make_problem(
 
     Args:
       config: of the experiment.
-      data: whose training frames are the labeled ones.
+      data: its training frames are the labeled ones.
       facts: of the system.
       potential: in eV, relative to the data's offset.
       criterion: of training.
@@ -171,9 +171,9 @@ def make_system(
       data: of the system.
       model: of the potential.
       problem: from `make_problem`.
-      evaluation: how simulations are judged.
+      evaluation: how simulations are evaluated.
       train_criterion_name: for the report.
-      freeze_above: beyond the training criterion, in its unit.
+      freeze_above: value of the training criterion, in its unit.
     """
     md, num_replicas = config.md, max(config.stable.num_replicas, config.evaluate.num_replicas)
     return System(
@@ -231,13 +231,13 @@ def thermostat(name: str, *, timestep_fs: float, damping_time_fs: float) -> Call
 def execution(
     potential: Potential, *, form: Potential, num_replicas: int, replica_batch: int = 0, estimator_chunk: int = 0
 ) -> Execution:
-    """Replicas shared between all devices, as many side by side as suits them.
+    """Replicas sharded over all devices, in batches of a suitable size.
 
     Args:
-      potential: whose energies the estimator differentiates.
-      form: of it, that dynamics runs.
-      num_replicas: the most that are simulated at once.
-      replica_batch: side by side on a device; 0: chosen from the memory.
+      potential: its energies are differentiated by the estimator.
+      form: of the potential, that is simulated.
+      num_replicas: largest number that is simulated.
+      replica_batch: replicas in a batch on a device; 0: chosen from the memory.
       estimator_chunk: samples whose energies are differentiated together; 0: chosen from the memory.
     """
     per_device = num_replicas // jax.device_count()
@@ -251,7 +251,7 @@ def execution(
 
 
 def mean_over_frames(fn: Callable, position: np.ndarray) -> Any:
-    """Of an observable."""
+    """Mean of an observable over frames."""
 
     @jax.jit
     def means(frames):
@@ -266,7 +266,7 @@ def find_topology(data: Data, *, position: np.ndarray | None = None) -> topology
 
     Args:
       data: of the system.
-      position: frames to find them in. None: all of the reference.
+      position: frames that they are determined from. None: all of the reference.
     """
     from ase.data import atomic_masses, covalent_radii
 
@@ -312,11 +312,13 @@ def num_lags(longest_fs: float, spacing_fs: float, name: str) -> int:
 
 
 def whole(value: float, name: str) -> int:
-    """The value of a setting that counts steps of another.
+    """The ratio of two settings, which has to be an integer.
 
     Raises:
-      ValueError: it is not a whole number, at least 1.
+      ValueError: it is not an integer, at least 1.
     """
     if value < 1 or abs(value - round(value)) > 1e-6:
-        raise ValueError(f"config.{name} has to be a whole number of the steps it counts, got {value:g} of them.")
+        raise ValueError(
+            f"config.{name} has to be an integer multiple of the unit it is counted in, got {value:g} times that."
+        )
     return round(value)

@@ -1,4 +1,4 @@
-"""A molecular liquid in a periodic cell: collisions say whether it is stable, and it is trained on its molecules."""
+"""A molecular liquid in a periodic cell: stability by intermolecular distances, training on its molecules."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FRAMES_FOR_BONDS = 100
 
 
 class Window(NamedTuple):
-    """Over which RDFs have to stay near the reference."""
+    """Window over which RDFs have to stay near the reference."""
 
     ps: float
     steps_per_frame: int
@@ -37,7 +37,7 @@ class Window(NamedTuple):
 
 
 class Lags(NamedTuple):
-    """Of curves of motion, in frames, 0 among them."""
+    """Numbers of lags of dynamical curves, in frames, lag 0 included."""
 
     vacf: int
     displacement: int
@@ -45,7 +45,7 @@ class Lags(NamedTuple):
 
 
 def build(config: ConfigDict, make_model: Callable = architectures.make) -> System:
-    """A liquid of one kind of molecule, judged by what comes too close and by its RDFs, refined by the local estimator.
+    """A liquid of one kind of molecule: trained on close contacts, evaluated on RDFs, with the localized estimator.
 
     Args:
       config: of the experiment.
@@ -81,7 +81,7 @@ def build(config: ConfigDict, make_model: Callable = architectures.make) -> Syst
 
 
 def _problem(config: ConfigDict, data: Data, facts: Topology, bound: potential.Potential) -> Problem:
-    """Over neighbor lists, learned from the neighborhoods of molecules."""
+    """The problem over neighbor lists, with the neighborhoods of molecules."""
     observable, skin, between = config.observable, config.md.skin_A, _between(facts)
     mean_length = structure.molecule_bond_lengths(facts.bonds, facts.molecule, space=facts.space)
     nearest = structure.molecule_distances(between, facts.molecule, space=facts.space)
@@ -103,19 +103,19 @@ def _problem(config: ConfigDict, data: Data, facts: Topology, bound: potential.P
             width=observable.distance_width_A,
         ),
     )
-    # What tells unstable molecules from the others: their smallest distance to another where that is learned.
+    # The value that marks unstable molecules: their smallest distance to another, where that is learned.
     value_fn = nearest if observable.distance_weight else _deviation(mean_length, float(facts.bond_length.mean()))
     return problem._replace(
         neighborhoods=neighborhoods.nearest_molecules(
             facts.molecule, num_molecules=observable.molecules_per_neighborhood, space=facts.space
         ),
-        # As many molecules from each bin of that value (A.6).
+        # At most `per_bin` molecules from each bin of that value (A.6).
         subsample=Subsample(value_fn, observable.num_bins, observable.per_bin) if observable.num_bins else None,
     )
 
 
 def _whole_molecules(data: Data, *, threshold: float) -> tuple[Data, Topology]:
-    """The data with whole molecules, and the facts of the system."""
+    """The data with whole molecules, and the topology of the system."""
     dataset, reference = data.dataset, data.reference_position
     facts = base.find_topology(data, position=reference[:: max(1, len(reference) // FRAMES_FOR_BONDS)])
     if dataset.is_wrapped:
@@ -146,7 +146,7 @@ def _local_observables(
     stop: float,
     width: float,
 ) -> Observables:
-    """What is trained on, [molecule], and its means over the reference."""
+    """The observables of training, [molecule], and their means over the reference."""
     functions: dict[str, ObservableFn] = {"bond_length": mean_length}
     weights = {"bond_length": length_weight}
     if distance_weight:
@@ -163,7 +163,7 @@ def _local_observables(
 
 
 def _deviation(mean_length: ObservableFn, target: float) -> ObservableFn:
-    """Of the bonds of each molecule, [molecule]."""
+    """Deviation of the mean bond length of each molecule from the target, [molecule]."""
     return lambda frame: jnp.abs(mean_length(frame) - target)
 
 
@@ -237,17 +237,17 @@ def _measures(rdfs) -> tuple[Measure, ...]:
     measures = []
     for name in rdfs:
         metric = name.lower()
-        peak = f"g(r) of {_kind(name)}, largest where the reference has none"
+        peak = f"g(r) of {_kind(name)}, spurious peak where the reference has none"
         measures.append(Measure(f"{metric}_mae", name, f"g(r) of {_kind(name)}, MAE", None, "{:.4f}"))
         measures.append(Measure(f"{metric}_spike", name, peak, None, "{:.4f}", error_fn=metrics.spurious_peak))
     return (*measures, base.LENGTH_MEASURE, base.ANGLE_MEASURE)
 
 
 def lags_of(config: ConfigDict) -> Lags:
-    """Lags of the evaluation's curves of motion.
+    """Lags of the evaluation's dynamical curves.
 
     Raises:
-      ValueError: frames of the evaluation do not divide one.
+      ValueError: one is not a multiple of the spacing of frames.
     """
     settings = config.evaluate
     spacing_fs = settings.frame_spacing_fs
@@ -259,7 +259,7 @@ def lags_of(config: ConfigDict) -> Lags:
 
 
 def build_motion(lags: Lags, mass: np.ndarray, molecule: np.ndarray) -> Callable:
-    """Of a window of frames: the VACF of atoms; displacement and velocity correlation of molecules.
+    """Curves of a window of frames: the VACF of atoms; displacement and velocity correlation of molecules.
 
     Args:
       lags: of each curve.

@@ -1,4 +1,4 @@
-"""A molecule in open boundaries: bond lengths say whether it is stable, and its h(r) is what it is trained on."""
+"""A molecule in open boundaries: stability by its bond lengths, training on its h(r)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ RAMACHANDRAN_MEASURE = Measure(
 
 
 class Bins(NamedTuple):
-    """Of a distribution of distances, from 0, Å."""
+    """Bins of a distribution of distances, from 0, Å."""
 
     stop: float
     width: float
@@ -45,12 +45,12 @@ class Bins(NamedTuple):
 
     @property
     def center(self) -> np.ndarray:
-        """[bin]."""
+        """Bin centers, [bin] Å."""
         return structure.bin_centers(self.stop, self.width)
 
 
 def build(config: ConfigDict, make_model: Callable = architectures.make) -> System:
-    """A molecule in open boundaries, judged by its bond lengths and trained on its h(r).
+    """A molecule in open boundaries, evaluated on its bond lengths and trained on its h(r).
 
     Args:
       config: of the experiment.

@@ -9,7 +9,7 @@ import numpy as np
 from stablejax.types import Array, Float
 
 LOG_2 = 0.6931471824645996
-"""log 2 rounded to float32, as trained SchNet weights assume it in every precision."""
+"""log 2 rounded to float32, which trained SchNet weights assume in every precision."""
 
 
 @jax.custom_jvp

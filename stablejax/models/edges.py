@@ -14,7 +14,7 @@ from stablejax.space import Pairs, safe_norm
 from stablejax.types import Array, Float, Int
 
 MAX_TILE = 64
-"""Places of a tile where the edges are not known before the program runs."""
+"""Slots of a tile where the edges are not known at trace time."""
 
 
 def spherical_harmonics(
@@ -36,22 +36,22 @@ def spherical_harmonics(
 
 @struct.dataclass
 class Tiles:
-    """Places for edges, so that the edges of a tile end at one atom; what belongs to atoms is then a batched product.
+    """Slots for edges such that all edges of a tile end at one atom: contractions per atom become batched products.
 
-    An atom with many edges may have several tiles. Places that no edge takes hold zeros.
+    An atom with many edges may have several tiles. Empty slots hold zeros.
     """
 
-    place: Int[Array, " edge"]  # among all places; past the last for padding
+    slot: Int[Array, " edge"]  # index among all slots; past the last for padding
     atom: Int[Array, " tile"]
     size: int = struct.field(pytree_node=False)
 
-    def spread(self, x: Float[Array, "edge n"]) -> Float[Array, "tile place n"]:
-        places = jnp.zeros((len(self.atom) * self.size, x.shape[-1]), x.dtype)
-        places = places.at[self.place].set(x, mode="drop", unique_indices=True)
-        return places.reshape(len(self.atom), self.size, x.shape[-1])
+    def spread(self, x: Float[Array, "edge n"]) -> Float[Array, "tile slot n"]:
+        slots = jnp.zeros((len(self.atom) * self.size, x.shape[-1]), x.dtype)
+        slots = slots.at[self.slot].set(x, mode="drop", unique_indices=True)
+        return slots.reshape(len(self.atom), self.size, x.shape[-1])
 
-    def collect(self, x: Float[Array, "tile place n"]) -> Float[Array, "edge n"]:
-        return jnp.reshape(x, (-1, x.shape[-1])).at[self.place].get(mode="fill", fill_value=0)
+    def collect(self, x: Float[Array, "tile slot n"]) -> Float[Array, "edge n"]:
+        return jnp.reshape(x, (-1, x.shape[-1])).at[self.slot].get(mode="fill", fill_value=0)
 
 
 @struct.dataclass
@@ -61,8 +61,8 @@ class Edges:
     source: Int[Array, " edge"]
     target: Int[Array, " edge"]
     radial: Float[Array, "edge radial"]
-    harmonics: Float[Array, "tile place m"]  # of all degrees, orthonormal
-    directed: Float[Array, "tile place product"]  # their products with the radial basis
+    harmonics: Float[Array, "tile slot m"]  # of all degrees, orthonormal
+    directed: Float[Array, "tile slot product"]  # their products with the radial basis
     tiles: Tiles
     is_near: Float[Array, " edge"]  # 1 within the cutoff, 0 beyond and in padding
     num_atoms: int = struct.field(pytree_node=False)
@@ -71,7 +71,7 @@ class Edges:
         return jax.ops.segment_sum(x, self.target, num_segments=self.num_atoms)
 
     def reverse(self, x: Float[Array, "edge n"]) -> Float[Array, "edge n"]:
-        """Of each edge, the same in the other direction."""
+        """For each edge, the value of the reversed edge."""
         half = len(x) // 2
         return jnp.concatenate([x[half:], x[:half]])
 
@@ -118,13 +118,13 @@ def make_edges(
 
 
 def make_tiles(target: Int[Array, " edge"], num_atoms: int) -> Tiles:
-    """Tiles for edges that end at these atoms, those with `num_atoms` at none.
+    """Tiles for edges that end at these atoms.
 
-    Edges that are known before the program runs, as those of all pairs of a molecule, take one tile an atom. Otherwise
-    there are as many tiles of `MAX_TILE` places as edges could need, whatever they are.
+    Edges known at trace time, such as those of all pairs of a molecule, take one tile per atom. Otherwise there are as
+    many tiles, of at most `MAX_TILE` slots, as edges could need in the worst case.
 
     Args:
-      target: atom that each edge ends at.
+      target: atom that each edge ends at; `num_atoms` for padding.
       num_atoms: of the system.
     """
     is_known = isinstance(target, np.ndarray)
@@ -134,7 +134,7 @@ def make_tiles(target: Int[Array, " edge"], num_atoms: int) -> Tiles:
     first_edge = xnp.searchsorted(target, np.arange(num_atoms + 1))
     degree = xnp.diff(first_edge)
     if is_known:
-        size = -(-max(int(degree.max()), 1) // 8) * 8  # matrix products are slow where a size is odd
+        size = -(-max(int(degree.max()), 1) // 8) * 8  # matrix products are slow for other sizes
         num_tiles, tiles_of_atom = num_atoms, np.ones(num_atoms, int)
         atom: Any = np.arange(num_atoms)
     else:
@@ -142,8 +142,8 @@ def make_tiles(target: Int[Array, " edge"], num_atoms: int) -> Tiles:
         num_tiles, tiles_of_atom = len(target) // size + num_atoms, -(-degree // size)
         atom = jnp.repeat(jnp.arange(num_atoms), tiles_of_atom, total_repeat_length=num_tiles)
     first_tile = xnp.concatenate([xnp.cumsum(tiles_of_atom) - tiles_of_atom, np.array([num_tiles])])
-    place = first_tile[target] * size + np.arange(len(target)) - first_edge[target]
-    return Tiles(place[xnp.argsort(order)], atom, size)
+    slot = first_tile[target] * size + np.arange(len(target)) - first_edge[target]
+    return Tiles(slot[xnp.argsort(order)], atom, size)
 
 
 def sum_over_other_edges(
@@ -152,7 +152,7 @@ def sum_over_other_edges(
     """Σ_b Σ_lkr Y_l(cos angle) x_bk radial_r w_lkro over the other edges b of an edge's target.
 
     Y_l is √((2l + 1)/4π) P_l. By the addition theorem Y_l of the angle is a sum of products of harmonics of either
-    edge, so the sum over b and the product with the weights belong to the atom.
+    edge, so the sum over b and the product with the weights are computed once per atom.
 
     Args:
       x: features of the edges.

@@ -1,7 +1,7 @@
 """GemNet-T (Gasteiger, Becker and Günnemann, NeurIPS 2021): directional messages between edges, in Flax.
 
 Triplets are never materialized: the angular basis depends on the angle alone, so by the addition theorem of spherical
-harmonics the sum over the other edges of an atom is a sum at the atom, less the edge's own term.
+harmonics the sum over the other edges of an atom is a sum at the atom, minus the edge's own term.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class GemNetT(nn.Module):
     gaussian_center: tuple[float, ...] = basis.equal_centers(6, cutoff=1.0)  # of r over the cutoff
     cutoff: float = 5.0  # Å
     envelope_exponent: int = 5
-    num_species: int = 83  # rows of the embedding, from hydrogen on
+    num_species: int = 83  # rows of the embedding, starting at hydrogen
     # Factors of the radial products of all blocks, then of triplet sums, atom updates and outputs, of which the first
-    # comes before the blocks. None: 1. See `fit_scales`.
+    # precedes the blocks. None: 1. See `fit_scales`.
     scales: tuple[float | Float[Array, ""], ...] | None = None
 
     @property
@@ -64,7 +64,7 @@ class GemNetT(nn.Module):
         scales = jnp.asarray(self.scales or (1.0,) * (4 * self.num_blocks + 1), vector.dtype)
         first, scales_of_blocks = self._scales_of_blocks(scales)
         energy = Output(self.atom_size, name="output")(message, first, shared, edges)
-        # A loop, so that no block computes sums of those before it again; what is cheap is computed twice, not kept.
+        # A scan, so that no block recomputes sums of earlier ones; cheap intermediates are recomputed, not stored.
         blocks = nn.scan(
             nn.remat(Block, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False),
             variable_axes={"params": 0, "variance_ratio": 0},
@@ -76,7 +76,7 @@ class GemNetT(nn.Module):
         return energy
 
     def _scales_of_blocks(self, scales) -> tuple[Float[Array, ""], Scales]:
-        """Of the first output, and of each block."""
+        """Scale of the first output, and scales of each block."""
         products, sums, updates, (first, *outputs) = jnp.split(scales, [n * self.num_blocks for n in (1, 2, 3)])
         return first, Scales(products, sums, updates, jnp.asarray(outputs))
 
@@ -107,14 +107,14 @@ def _uniform(key, shape, dtype=jnp.float32):
 def fit_scales(
     model: GemNetT, params: Params, species: Species, pairs: Pairs, vectors: Float[Array, "frame pair 3"]
 ) -> GemNetT:
-    """The model with scale factors that keep the variance of its features, as fitted from a few frames.
+    """The model with scale factors that preserve the variance of its features, fitted to a few frames.
 
-    One factor after the other, in the order of the network: each makes the variance of what it multiplies that of what
-    went into the product or sum. For new parameters, before training; they are not trained.
+    Factors are fitted sequentially, in the order of the network: each gives the product or sum that it multiplies the
+    variance of its input. For initial parameters, before training; the factors are not trained.
 
     Args:
       model: GemNet-T; its factors are replaced.
-      params: as they start.
+      params: initial parameters.
       species: atomic numbers.
       pairs: of all frames.
       vectors: of the pairs, Å.
@@ -123,24 +123,24 @@ def fit_scales(
     @jax.jit
     def ratios(scales, vector):
         scaled = model.clone(scales=tuple(scales))
-        seen = scaled.apply(params, species, pairs, vector, mutable=["variance_ratio"])[1]["variance_ratio"]
-        blocks, outputs = seen["blocks"], [seen["output"]["sum"]["sum"], seen["blocks"]["output"]["sum"]["sum"]]
+        sown = scaled.apply(params, species, pairs, vector, mutable=["variance_ratio"])[1]["variance_ratio"]
+        blocks, outputs = sown["blocks"], [sown["output"]["sum"]["sum"], sown["blocks"]["output"]["sum"]["sum"]]
         triplets = [blocks["triplets"][name] for name in ("radial_product", "triplet_sum")]
         return jnp.concatenate([jnp.atleast_1d(x) for (x,) in (*triplets, blocks["atom_update"]["sum"], *outputs)])
 
     scales = np.ones(4 * model.num_blocks + 1)
-    # A factor depends on those before it only, so each time one more is right.
+    # A factor depends only on those before it, so each iteration fixes one more.
     for _ in scales:
         scales /= np.sqrt(np.mean([ratios(scales, vector) for vector in vectors], axis=0))
     return model.clone(scales=tuple(scales.tolist()))
 
 
 def with_fitted_scales(model: GemNetT, data: ModelData) -> GemNetT:
-    """The model with scale factors fitted to the first frames of the data, with parameters as they start.
+    """The model with scale factors fitted to the first frames of the data, with initial parameters.
 
     Args:
       model: GemNet-T; its factors are replaced.
-      data: that it is made for.
+      data: that it is built for.
     """
     species, space, pairs = data.species, data.space, all_pairs(len(data.species))
     params = jax.jit(model.init)(data.key, species, pairs, jnp.ones((len(pairs.first), 3)))
@@ -160,10 +160,10 @@ def from_sizes(
     num_radial: int,
     cutoff: float,
 ) -> GemNetT:
-    """GemNet-T for the data, its scale factors fitted to some frames of them.
+    """GemNet-T for the data, its scale factors fitted to the first frames.
 
     Args:
-      data: that it is made for.
+      data: that it is built for.
       num_blocks: interactions.
       atom_size: features of an atom.
       edge_size: features of a directed edge.
@@ -186,7 +186,7 @@ def from_sizes(
     return with_fitted_scales(model, data)
 
 
-_TORCH_NAMES = (  # in this order, over names with the scopes joined by dots
+_TORCH_NAMES = (  # applied in this order, to names with the scopes joined by dots
     (r"^atom_emb\.embeddings$", "embedding"),
     (r"^edge_emb\.dense", "edge_embedding"),
     (r"^mlp_rbf3", "radial_triplet"),
@@ -274,7 +274,7 @@ def _check_shapes(model: GemNetT, given: Mapping[str, np.ndarray]) -> None:
 
 
 def _from_torch_leaf(name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
-    """Path in our parameters, joined by dots and without the number of the block, and the array as it stands there."""
+    """Path in our parameters, joined by dots and without the index of the block, and the array in our layout."""
     path = name.removesuffix(".weight").removesuffix(".linear")
     for pattern, ours in _TORCH_NAMES:
         path = re.sub(pattern, ours, path)

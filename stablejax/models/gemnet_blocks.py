@@ -1,4 +1,4 @@
-"""Blocks of GemNet-T: messages between directed edges, and what they give to atoms and energies."""
+"""Blocks of GemNet-T: messages between directed edges, and their contributions to atoms and energies."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Shared(NamedTuple):
 
 
 class Scales(NamedTuple):
-    """Factors of a block."""
+    """Scale factors of a block."""
 
     radial_product: Float[Array, ""]
     triplet_sum: Float[Array, ""]
@@ -41,7 +41,7 @@ def he_orthogonal(key, shape, dtype=jnp.float32):
     """Orthogonal, every output then standardized over its inputs and scaled by 1/√fan_in; outputs are the last axis.
 
     Args:
-      key: of the numbers.
+      key: PRNG key.
       shape: of the weights.
       dtype: of the weights.
     """
@@ -71,7 +71,7 @@ def _add(x: Array, y: Array) -> Array:
 
 
 def _observe(module: nn.Module, name: str, x, weight, reference, reference_weight) -> None:
-    """Keep the variance of x over that of a reference, for `fit_scales`; nothing happens where nobody asks."""
+    """Keep the variance of x over that of a reference, for `fit_scales`; a no-op unless the collection is mutable."""
     if not module.is_initializing():
         module.sow("variance_ratio", name, _variance(x, weight) / _variance(reference, reference_weight))
 
@@ -84,7 +84,7 @@ def _variance(x: Float[Array, "n feature"], weight: Float[Array, " n"] | None) -
 
 
 class Residual(nn.Module):
-    """Two layers and what went in."""
+    """Two layers with a skip connection."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "n feature"]) -> Float[Array, "n feature"]:
@@ -93,7 +93,7 @@ class Residual(nn.Module):
 
 
 class WithAtoms(nn.Module):
-    """A layer over the features of source, target and edge beside each other; those of atoms are multiplied once."""
+    """A layer over the concatenated features of source, target and edge; those of atoms are multiplied per atom."""
 
     size: int
 

@@ -16,14 +16,14 @@ NeighborSum = Callable[[Float[Array, "pair feature"], Float[Array, "atom feature
 
 
 class Neighbors(NamedTuple):
-    """Neighbors of every atom, where all have as many, and the pair that each belongs to."""
+    """Neighbors of every atom, where all have the same number, and the pair that each belongs to."""
 
     atom: Int[np.ndarray, "atom neighbor"]
     pair: Int[np.ndarray, "atom neighbor"]
 
 
 def find_neighbors(pairs: Pairs, num_atoms: int) -> Neighbors | None:
-    """The neighbors; None for pairs that are padded or not known before the program runs, or uneven between atoms.
+    """The neighbors; None where pairs are padded or not known at trace time, or atoms differ in their number.
 
     Args:
       pairs: undirected.
@@ -43,8 +43,8 @@ def find_neighbors(pairs: Pairs, num_atoms: int) -> Neighbors | None:
 def neighbor_sum(pairs: Pairs, num_atoms: int) -> NeighborSum:
     """`(weight, x) -> Σ_j w_ij x_j` of each atom i, over its neighbors j. Differentiable any number of times.
 
-    Where pairs are known before the program runs and each atom has as many, as in a molecule with all its pairs, the
-    sum and its gradient gather; adding to each atom in turn takes twice as long on a CPU.
+    Where pairs are known at trace time and each atom has the same number, as in a molecule with all its pairs, the sum
+    and its gradient gather; scattering takes twice as long on a CPU.
 
     Args:
       pairs: undirected.

@@ -18,12 +18,12 @@ from stablejax.models.tensor_product import SCALAR, Features, Irrep, Path, coupl
 from stablejax.space import Pairs, safe_norm
 from stablejax.types import Array, Float, Params, Species
 
-# 1/√E[f(z)²] over a standard normal z, as e3nn has them.
+# 1/√E[f(z)²] over a standard normal z, as in e3nn.
 _SILU_SCALE, _TANH_SCALE = 1.6791767923989418, 1.5937334472592695
 
 
 class Layer(NamedTuple):
-    """What goes into a layer, through it and out of it."""
+    """Representations that enter a layer, paths of its tensor product, and representations that leave it."""
 
     sources: tuple[Irrep, ...]
     paths: tuple[Path, ...]
@@ -37,7 +37,7 @@ class Layer(NamedTuple):
         return sum(path.target == target for path in self.paths)
 
     def num_out(self, target: Irrep, num_features: int) -> int:
-        """Channels before the gate: the scalars bring those of the gates.
+        """Channels before the gate: the scalars include those of the gates.
 
         Args:
           target: irreducible representation.
@@ -124,7 +124,7 @@ class Convolution(nn.Module):
             x = sent[path.source]
             coupling = coupled(path, harmonics[path.degree])
             received = weight * product(coupling, x[pairs.second])
-            # Seen from the other end the vector is reversed.
+            # For the other atom the vector is reversed.
             returned = (-1) ** path.degree * weight * product(coupling, x[pairs.first])
             zero = jnp.zeros((num_atoms, *received.shape[1:]), received.dtype)
             parts[path.target].append(zero.at[pairs.first].add(received).at[pairs.second].add(returned))
@@ -144,7 +144,7 @@ class Convolution(nn.Module):
 class NequIP(nn.Module):
     """NequIP with one energy per atom; defaults are the paper's for Ac-Ala3-NHMe (Table 1, 120,984 parameters).
 
-    The radial filters depend on nothing but a distance and belong to the undirected pair, so `filters` and
+    The radial filters depend only on a distance and are the same for both directions of a pair, so `filters` and
     `energies_from_filters` are separate: molecular dynamics may replace the first by a table.
     """
 
@@ -218,7 +218,7 @@ def from_sizes(
     """NequIP for the elements of the data and their mean number of neighbors.
 
     Args:
-      data: that it is made for.
+      data: that it is built for.
       num_features: of each irreducible representation.
       num_layers: convolutions.
       max_degree: l_max of features and harmonics.
@@ -244,7 +244,7 @@ def from_torch(
     """The model and its parameters from the state dict of a PyTorch NequIP of the paper's sizes.
 
     Args:
-      state_dict: NumPy arrays by name; linear weights flat, as e3nn has them. The scale and shift of the energies
+      state_dict: NumPy arrays by name; linear weights flat, as in e3nn. The scale and shift of the energies
         (`scale_by`, `per_species_rescale`) are skipped: they belong to `potential.bind` and to the labels.
       elements: atomic number of each of its types.
       num_neighbors: `avg_num_neighbors` of its configuration.
@@ -253,7 +253,7 @@ def from_torch(
       The module and the parameters. Energies are the raw output of the network.
 
     Raises:
-      ValueError: a name is missing or unknown, or an array has another size.
+      ValueError: a name is missing or unknown, or an array has the wrong size.
     """
     model = NequIP(tuple(elements), num_neighbors=num_neighbors)
     is_kept = lambda name: name != "scale_by" and not name.startswith("per_species_rescale.")  # noqa: E731

@@ -1,4 +1,4 @@
-"""What the library asks of a model, and what a model may take from the data that it is made for."""
+"""What the library requires of a model, and what a model may use of the data that it is built for."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from stablejax.types import Array, Float, Int, Key, Params, Positions, Shaped, S
 
 @runtime_checkable
 class Model(Protocol):
-    """A Flax module that gives one energy per atom, eV, and says how far and for which elements."""
+    """A Flax module that gives one energy per atom, eV, and states its cutoff and its elements."""
 
     @property
     def cutoff(self) -> float:
-        """Å: pairs beyond it, and those of padding, give nothing."""
+        """Å: pairs beyond it, and padding, contribute 0."""
         ...
 
     @property
@@ -32,7 +32,7 @@ class Model(Protocol):
         ...
 
     def init(self, key: Key, *arguments: Any) -> Params:
-        """Flax's own: parameters, for arguments as of a call."""
+        """Flax's own: parameters, from the arguments of a call."""
         ...
 
     def apply(self, params: Params, *arguments: Any, **options: Any) -> Any:
@@ -42,7 +42,7 @@ class Model(Protocol):
 
 @runtime_checkable
 class RadialFilters(Model, Protocol):
-    """A model that meets distances in radial filters only, which a table may then stand for."""
+    """A model in which distances enter through radial filters only, which a table may replace."""
 
     def filters(self, distance: Float[Array, " pair"], /) -> list[Float[Array, "pair _"]]:
         """Filters of each layer: 0 from the cutoff on."""
@@ -61,12 +61,12 @@ class RadialFilters(Model, Protocol):
 
 
 class ModelData(NamedTuple):
-    """What a model may take from the data that it is made for."""
+    """What a model may use of the data that it is built for."""
 
     species: Species  # atomic numbers
     position: Positions  # frames, Å
     space: Space
-    key: Key  # of parameters that factors are fitted with
+    key: Key  # of the parameters that scale factors are fitted with
 
     @property
     def elements(self) -> tuple[int, ...]:
@@ -81,10 +81,10 @@ class ModelData(NamedTuple):
 
 
 def check_model(model: object) -> Model:
-    """The model, where it is one.
+    """The model, if it is one.
 
     Raises:
-      ValueError: it lacks something; the message says what.
+      ValueError: it lacks a member, which the message names.
     """
     if isinstance(model, Model):
         return model
@@ -97,14 +97,14 @@ def check_model(model: object) -> Model:
 
 
 def check_species(model: Model, species: Shaped[Array, "..."]) -> Int[Array, " atom"]:
-    """The atomic numbers, where the model knows them. Traced ones are not compared with its elements.
+    """The atomic numbers, if the model supports them. Traced ones are not compared with its elements.
 
     Args:
       model: with its elements.
       species: atomic numbers.
 
     Raises:
-      ValueError: they are not integers in a row, or not known to the model.
+      ValueError: they are not one-dimensional integers, or not supported by the model.
     """
     is_traced = isinstance(species, jax.core.Tracer)
     species = species if is_traced else np.asarray(species)
@@ -115,7 +115,8 @@ def check_species(model: Model, species: Shaped[Array, "..."]) -> Int[Array, " a
         )
     if not is_traced and (unknown := set(species.tolist()) - set(model.elements)):
         raise ValueError(
-            f"`species` has atomic number {min(unknown)}, which the model does not know: it knows {model.elements}."
+            f"`species` has atomic number {min(unknown)}, which the model does not support: it supports "
+            f"{model.elements}."
         )
     return species.astype(np.int32)
 

@@ -17,7 +17,7 @@ from stablejax.types import Array, Float, Params, Species
 class SchNet(nn.Module):
     """SchNet with one energy per atom; defaults are the paper's (Table 1, 117,953 parameters).
 
-    The radial filters depend on nothing but a distance and belong to the undirected pair, so `filters` and
+    The radial filters depend only on a distance and are the same for both directions of a pair, so `filters` and
     `energies_from_filters` are separate: molecular dynamics may replace the first by a table.
     """
 
@@ -61,7 +61,7 @@ class SchNet(nn.Module):
         vector: Float[Array, "pair 3"],
         filters: list[Float[Array, "pair _"]],
     ) -> Float[Array, " atom"]:
-        """Atom energies, eV, from the filters of each pair; directions do not count.
+        """Atom energies, eV, from the filters of each pair; directions are not used.
 
         Args:
           species: atomic numbers.
@@ -93,10 +93,10 @@ class SchNet(nn.Module):
 def from_sizes(
     data: ModelData, *, num_features: int, num_filters: int, num_blocks: int, num_gaussians: int, cutoff: float
 ) -> SchNet:
-    """SchNet with these sizes, whatever the data.
+    """SchNet with these sizes, independent of the data.
 
     Args:
-      data: that it is made for.
+      data: that it is built for.
       num_features: of an atom.
       num_filters: of a continuous-filter convolution.
       num_blocks: interactions.

@@ -24,12 +24,12 @@ def tabulated(
     Callable[[Params], Prepared],
     Callable[[Prepared, Pairs, Float[Array, "pair 3"]], Float[Array, " atom"]],
 ]:
-    """The filters of all layers side by side in a table of distances, and the energies of atoms from it.
+    """The filters of all layers concatenated in one table over distances, and the energies of atoms from it.
 
     Args:
       model: with radial filters.
       species: atomic numbers.
-      num_intervals: pieces of the table.
+      num_intervals: of the table.
 
     Returns:
       `params -> prepared` and `(prepared, pairs, vector) -> [atom]`, eV.

@@ -1,7 +1,7 @@
 """Tensor products of features with spherical harmonics, path by path (Batzner et al. 2022, as e3nn normalizes them).
 
 Features are dicts of arrays [atom, 2l + 1, channel] by irreducible representation. The channel comes last, so that
-every operation is wide; components of l = 1 are x, y, z.
+every operation vectorizes over it; components of l = 1 are x, y, z.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Features = dict[Irrep, Array]  # [atom, 2l + 1, channel]
 
 
 class Path(NamedTuple):
-    """One way through the tensor product: source ⊗ harmonics of `degree` -> target."""
+    """One path of the tensor product: source ⊗ harmonics of `degree` -> target."""
 
     source: Irrep
     degree: int
@@ -49,10 +49,10 @@ def _coupling(path: Path) -> np.ndarray:
 
 
 def coupled(path: Path, harmonics: Float[Array, "pair m"]) -> Float[Array, "pair source target"]:
-    """What the harmonics of each pair make of features on the path: summed over it, m of the source to m of the target.
+    """The coupling of the path contracted with the harmonics of each pair: from m of the source to m of the target.
 
     Args:
-      path: through the product.
+      path: of the product.
       harmonics: of its degree.
     """
     return jnp.einsum("pj,ijk->pik", harmonics, jnp.asarray(_coupling(path), harmonics.dtype))

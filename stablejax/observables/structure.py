@@ -31,10 +31,10 @@ def interatomic_distances(
       pairs: the pairs that count, each once; see `space.all_pairs` and `topology.pairs_by_element`.
       center: Å.
       smearing: σ, Å.
-      space: in which distances are taken.
+      space: in which distances are computed.
 
     Raises:
-      ValueError: the cell does not reach as far as the last bin.
+      ValueError: the last bin is beyond the reach of the cell.
     """
     space.check_reach("interatomic_distances", float(np.max(center)))
     norm = 1.0 / (len(pairs.first) * np.sqrt(2 * np.pi) * smearing)
@@ -50,7 +50,7 @@ def interatomic_distances(
 def density(values_fn: ObservableFn, center: Float[Array, " bin"], *, smearing: float) -> ObservableFn:
     """The distribution of each value of another observable, as the Gaussian about it at the bin centers.
 
-    A rare value far from the others is lost in a mean; its bins are empty in the reference, so here it is not.
+    A rare outlier is lost in a mean, but not here, where its bins are empty in the reference.
 
     Args:
       values_fn: observable [...], for example `molecule_distances`.
@@ -74,7 +74,7 @@ def radial_distribution(pairs: Pairs, *, stop: float, width: float, space: Space
     """Radial distribution function g(r) of the pairs (A.4) in bins of `width` from 0 to `stop`: 1 for an ideal gas.
 
     g(r) = V / (P · volume of the shell) × number of the P pairs in it. A histogram, so it is not differentiable, which
-    the estimator does not ask for.
+    the estimator does not require.
 
     Args:
       pairs: those that count, each once; see `topology.intermolecular_pairs`.
@@ -109,7 +109,7 @@ def bond_lengths(bonds: Pairs, *, space: Space = OPEN) -> ObservableFn:
 
     Args:
       bonds: bonded pairs.
-      space: in which distances are taken.
+      space: in which distances are computed.
     """
     return lambda frame: space.distances(frame.position, bonds)
 
@@ -120,7 +120,7 @@ def molecule_bond_lengths(bonds: Pairs, molecule: Int[np.ndarray, " atom"], *, s
     Args:
       bonds: bonded pairs.
       molecule: number of the molecule of each atom; see `topology.find_molecules`.
-      space: in which distances are taken.
+      space: in which distances are computed.
 
     Raises:
       ValueError: a molecule has no bond.
@@ -141,12 +141,12 @@ def molecule_bond_lengths(bonds: Pairs, molecule: Int[np.ndarray, " atom"], *, s
 
 
 def molecule_distances(pairs: Pairs, molecule: Int[np.ndarray, " atom"], *, space: Space = OPEN) -> ObservableFn:
-    """Smallest distance of an atom of each molecule to one of another, Å: [molecule]. Differentiable.
+    """Smallest distance from an atom of each molecule to one of another molecule, Å: [molecule]. Differentiable.
 
     Args:
       pairs: of atoms of different molecules; see `topology.intermolecular_pairs`.
       molecule: number of the molecule of each atom; see `topology.find_molecules`.
-      space: in which distances are taken.
+      space: in which distances are computed.
     """
     num_molecules = int(molecule.max()) + 1
 
@@ -163,13 +163,13 @@ def bond_variances(
 ) -> ObservableFn:
     """Squared deviation of each bond from its reference mean, over its reference variance: 1 on average there.
 
-    A bond that stretches far, and rarely, is lost in a distribution of distances; here it weighs as its square.
+    A bond that stretches far, but rarely, is lost in a distribution of distances; here it enters quadratically.
 
     Args:
       bonds: bonded pairs.
       mean: of the length of each in the reference, Å.
       variance: of the length of each in the reference, Å².
-      space: in which distances are taken.
+      space: in which distances are computed.
     """
     return lambda frame: (space.distances(frame.position, bonds) - mean) ** 2 / variance
 
@@ -179,7 +179,7 @@ def bond_angles(triples: Int[Array, "angle 3"], *, space: Space = OPEN) -> Obser
 
     Args:
       triples: atoms i, j, k; see `topology.angle_triples`.
-      space: in which vectors are taken.
+      space: in which vectors are computed.
     """
 
     def observable(frame: Frame):
@@ -193,11 +193,11 @@ def bond_angles(triples: Int[Array, "angle 3"], *, space: Space = OPEN) -> Obser
 def dihedral_angles(quads: Int[Array, "dihedral 4"], *, space: Space = OPEN) -> ObservableFn:
     """Dihedral angle about the middle bond of each i–j–k–l, radians in (−π, π], 0 where i and l are cis (IUPAC).
 
-    Differentiable, except where three neighbors are in line.
+    Differentiable, except where three consecutive atoms are collinear.
 
     Args:
       quads: atoms i, j, k, l; see `topology.backbone_dihedrals`.
-      space: in which vectors are taken.
+      space: in which vectors are computed.
     """
 
     def observable(frame: Frame):
@@ -218,7 +218,7 @@ def ramachandran(
       phi: atoms of φ; see `topology.backbone_dihedrals`.
       psi: atoms of ψ.
       num_bins: of each angle.
-      space: in which vectors are taken.
+      space: in which vectors are computed.
     """
 
     def observable(frame: Frame):
@@ -233,5 +233,5 @@ def ramachandran(
 
 
 def _num_bins(stop: float, width: float) -> int:
-    """Whole bins up to `stop`, and that bin which only rounding takes beyond it."""
+    """Whole bins up to `stop`, including one that exceeds it only by rounding."""
     return int(np.floor(stop / width + 1e-6))

@@ -1,4 +1,4 @@
-"""Dynamics: observables of a window of consecutive frames."""
+"""Dynamical properties: observables of a window of consecutive frames."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def velocity_correlation(
 ) -> Float[Array, " lag"]:
     """⟨v(0) · v(t)⟩ over atoms and time origins, drift removed, in the unit of the velocity squared.
 
-    Corrected for what the drift took with it; see `mean_squared_displacement`.
+    Corrected for the motion that is removed with the drift; see `mean_squared_displacement`.
 
     Args:
       velocity: equally spaced consecutive frames.
@@ -73,12 +73,12 @@ def mean_squared_displacement(
 def diffusivity_of_displacement(
     msd: Float[Array, "*batch lag"], *, spacing: float, first: float, last: float
 ) -> Float[np.ndarray, "*batch"]:
-    """Self-diffusion coefficient D (A.4) from the slope of the mean squared displacement, 6 D t, after the first steps.
+    """Self-diffusion coefficient D (A.4) from the slope of the mean squared displacement, 6 D t, where it is linear.
 
     Args:
       msd: see `mean_squared_displacement`.
       spacing: time between lags.
-      first: time from which it is a straight line.
+      first: time from which it is linear.
       last: time until which it is fitted.
 
     Returns:
@@ -118,7 +118,7 @@ def molecule_centers(
     Args:
       x: positions or velocities.
       mass: amu.
-      molecule: number of the molecule of each atom; see `structure.find_molecules`.
+      molecule: number of the molecule of each atom; see `topology.find_molecules`.
     """
     weight = np.asarray(mass)[:, None] * np.eye(molecule.max() + 1)[molecule]
     share = jnp.asarray(weight / weight.sum(axis=0), x.dtype)
@@ -126,7 +126,7 @@ def molecule_centers(
 
 
 def _over_lags(fn, x, num_lags: int) -> Float[Array, " lag"]:
-    """Mean of fn(x(t), x(t + lag)) over atoms and time origins, one lag after the other."""
+    """Mean of fn(x(t), x(t + lag)) over atoms and time origins, evaluated sequentially over lags."""
     frame = jnp.arange(len(x))
 
     def at_lag(lag):
@@ -150,4 +150,6 @@ def _share_kept(mass) -> Float[Array, ""]:
 
 def _check_lags(name: str, num_lags: int, num_frames: int) -> None:
     if num_lags > num_frames:
-        raise ValueError(f"`{name}`: {num_lags} lags need as many frames, got {num_frames}: ask for fewer lags.")
+        raise ValueError(
+            f"`{name}`: {num_lags} lags need at least as many frames, got {num_frames}: ask for fewer lags."
+        )

@@ -1,1 +1,1 @@
-"""Sizes of each model, in a file of its name: what `--config.model.name=NAME` takes for a system's own model."""
+"""Sizes of each model, in a file of its name: `--config.model.name=NAME` replaces a system's own model by it."""
