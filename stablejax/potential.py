@@ -27,9 +27,8 @@ from stablejax.types import Array, EnergyFn, Float, Key, Params, Position, Shape
 class Potential:
     """Potential energy U_θ of a system, eV, as a function of parameters and one frame; made by `bind` or `from_energy`.
 
-    `energy`, `atom_energies`, `forces` and `energy_and_forces` take parameters. In dynamics, where
-    parameters are fixed, `prepare` computes once what depends on them alone, and `prepared_energy` the rest at every
-    step.
+    `energy`, `atom_energies`, `forces` and `energy_and_forces` take parameters. For fixed parameters, as
+    in dynamics, `prepare` computes once what depends on them alone, and `prepared_energy` the rest at every step.
     """
 
     num_atoms: int
