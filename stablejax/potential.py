@@ -6,7 +6,7 @@ potential is made from; its fast form and the one over neighbor lists are derive
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -149,7 +149,7 @@ class Potential:
 
 def bind(
     model: nn.Module,
-    species: Shaped[Array, "..."],
+    species: Shaped[Array, "..."] | Sequence[int],
     *,
     space: Space = OPEN,
     scale: float | Float[np.ndarray, " atom"] = 1.0,

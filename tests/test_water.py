@@ -333,13 +333,17 @@ def test_distances_between_molecules_are_learned_as_their_distribution(data, tmp
 
 
 def test_weights_of_a_liquid_are_those_of_the_config_and_references_those_of_its_frames():
-    config = water_config.get_config()
-    settings = config.observable
-    settings.length_weight, settings.distance_weight, settings.distance_stop_A = 7.0, 2.0, 3.0
+    settings = water_config.get_config().observable
     position = np.random.default_rng(0).uniform(1.0, 2.0, (5, 4, 3)).astype(np.float32)
     data = SimpleNamespace(reference_position=position)
     found = liquid._local_observables(
-        config, data, lambda frame: frame.position[:, 0], lambda frame: frame.position[:, 1]
+        data,
+        lambda frame: frame.position[:, 0],
+        lambda frame: frame.position[:, 1],
+        length_weight=7.0,
+        distance_weight=2.0,
+        stop=3.0,
+        width=settings.distance_width_A,
     )
     assert found.weight == pytest.approx({"bond_length": 7.0, "distance": 2.0 * settings.distance_width_A})
     assert float(found.reference["bond_length"]) == pytest.approx(position[:, :, 0].mean(), rel=1e-5)
