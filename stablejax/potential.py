@@ -121,8 +121,7 @@ class Potential:
         """The same potential with its radial networks read from tables, made once per set of parameters.
 
         The force error falls as `num_intervals`⁻³ down to float32 rounding: for SchNet of the paper's size and aspirin,
-        1,024 intervals give forces within 5e-5 eV/Å of the exact ones. A potential without radial networks is
-        returned as it is.
+        1,024 intervals give forces within 5e-5 eV/Å of the exact ones. Without radial networks: as it is.
 
         Args:
           num_intervals: of each table; 0: no tables, the potential as it is.

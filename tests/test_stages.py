@@ -18,7 +18,7 @@ from experiments.data import loaders
 from experiments.progress import Progress
 from experiments.stages import evaluate, pretrain, stabilize
 from experiments.systems import base
-from stablejax import losses, stable, units
+from stablejax import integrators, losses, stable, units
 from stablejax.problem import Problem
 from stablejax.types import Frame
 
