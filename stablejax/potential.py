@@ -6,7 +6,7 @@ potential is made from; its fast form and the one over neighbor lists are derive
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -120,8 +120,7 @@ class Potential:
         """The same potential with its radial networks read from tables, made once per set of parameters.
 
         The force error falls as `num_intervals`⁻³ down to float32 rounding: for SchNet of the paper's size and aspirin,
-        1,024 intervals give forces within 5e-5 eV/Å of the exact ones. A potential without radial networks is
-        returned as it is.
+        1,024 intervals give forces within 5e-5 eV/Å of the exact ones. Without radial networks: as it is.
 
         Args:
           num_intervals: of each table; 0: no tables, the potential as it is.
@@ -148,7 +147,7 @@ class Potential:
 
 def bind(
     model: nn.Module,
-    species: Shaped[Array, "..."],
+    species: Shaped[Array, "..."] | Sequence[int],
     *,
     space: Space = OPEN,
     scale: float | Float[np.ndarray, " atom"] = 1.0,

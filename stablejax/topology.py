@@ -12,18 +12,18 @@ import numpy as np
 from scipy import sparse
 
 from stablejax.space import OPEN, Pairs, Space, all_pairs
-from stablejax.types import Float, Int
+from stablejax.types import Float, Int, Integer
 
 
 class Topology(NamedTuple):
     """What observables and criteria are made from."""
 
-    species: Int[np.ndarray, " atom"]  # atomic numbers
+    species: Integer[np.ndarray, " atom"]  # atomic numbers
     mass: Float[np.ndarray, " atom"]  # amu
     space: Space
     bonds: Pairs
     bond_length: Float[np.ndarray, " bond"]  # means over the reference, Å
-    molecule: Int[np.ndarray, " atom"]  # number of the molecule of each atom
+    molecule: Integer[np.ndarray, " atom"]  # number of the molecule of each atom
 
     @property
     def num_molecules(self) -> int:
@@ -33,7 +33,7 @@ class Topology(NamedTuple):
 
 def find_topology(
     position: Float[np.ndarray, "frame atom 3"],
-    species: Int[np.ndarray, " atom"],
+    species: Integer[np.ndarray, " atom"],
     *,
     mass: Float[np.ndarray, " atom"],
     covalent_radius: Float[np.ndarray, " atom"],
@@ -128,7 +128,7 @@ def angle_triples(bonds: Pairs) -> Int[np.ndarray, "angle 3"]:
 
 
 def backbone_dihedrals(
-    species: Int[np.ndarray, " atom"], bonds: Pairs
+    species: Integer[np.ndarray, " atom"], bonds: Pairs
 ) -> tuple[Int[np.ndarray, "residue 4"], Int[np.ndarray, "residue 4"]]:
     """The atoms of φ (C–N–Cα–C) and ψ (N–Cα–C–N) of every residue between two peptide bonds; none in other molecules.
 
@@ -162,7 +162,7 @@ def backbone_dihedrals(
     return np.array(phi, np.int32).reshape(-1, 4), np.array(psi, np.int32).reshape(-1, 4)
 
 
-def pairs_by_element(species: Int[np.ndarray, " atom"]) -> dict[tuple[int, int], Pairs]:
+def pairs_by_element(species: Integer[np.ndarray, " atom"]) -> dict[tuple[int, int], Pairs]:
     """All pairs of a molecule by the atomic numbers of their two atoms, the smaller first."""
     pairs, species = all_pairs(len(species)), np.asarray(species)
     low = np.minimum(species[pairs.first], species[pairs.second])
@@ -191,7 +191,7 @@ def pairs_by_separation(pairs: Pairs, bonds: Pairs, num_atoms: int) -> dict[int,
 
 
 def intermolecular_pairs(
-    species: Int[np.ndarray, " atom"], molecule: Int[np.ndarray, " atom"]
+    species: Integer[np.ndarray, " atom"], molecule: Integer[np.ndarray, " atom"]
 ) -> dict[tuple[int, int], Pairs]:
     """Pairs of atoms of different molecules by their atomic numbers, the smaller first.
 

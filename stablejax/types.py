@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int, PRNGKeyArray, Shaped
+from jaxtyping import Bool, Float, Int, Integer, PRNGKeyArray, Shaped
 
 Array = jax.Array | np.ndarray
 """Arrays of JAX or NumPy: constants of a system may stay on the host."""
@@ -17,7 +17,7 @@ Key = PRNGKeyArray
 """One PRNG key, new-style or legacy."""
 Position = Float[Array, "atom 3"]
 Positions = Float[Array, "sample atom 3"]
-Species = Int[Array, " atom"]
+Species = Integer[Array, " atom"]
 Cell = Float[Array, "3 3"]
 """Lattice vectors in rows, Å."""
 
@@ -82,6 +82,7 @@ __all__ = [
     "Frame",
     "FrameCriterion",
     "Int",
+    "Integer",
     "Key",
     "ObservableFn",
     "Params",

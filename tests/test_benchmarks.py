@@ -31,6 +31,7 @@ def by_metric(rows, name, **where):
     return [row["value"] for row in rows if row["metric"] == name and all(row.get(key) == where[key] for key in where)]
 
 
+@pytest.mark.slow
 def test_estimator_and_its_rivals_give_the_same_gradient():
     rows = estimator.run([8], chunk_size=4, repeats=1)
     differences = by_metric(rows, "relative_difference")
@@ -134,6 +135,7 @@ def aspirin_task(num_replicas):
     return md_methods.Task("schnet", params, case.species, case.position, None, 0.02, True)
 
 
+@pytest.mark.slow
 def test_methods_take_the_steps_they_say():
     task = aspirin_task(2)
     for method in ("fast", "fast_on_one", "plain"):
@@ -160,6 +162,7 @@ def test_drift_and_spread_of_a_line_with_noise():
     assert (drift, spread) == (pytest.approx(3.0, abs=0.1), pytest.approx(1.0, abs=0.02))
 
 
+@pytest.mark.slow
 def test_accuracy_of_the_fast_form(monkeypatch):
     config = tiny.get_config()
     system = systems.build(config)
@@ -172,6 +175,7 @@ def test_accuracy_of_the_fast_form(monkeypatch):
     assert len(by_metric(rows, "energy_drift_meV_per_ps")) == len(by_metric(rows, "median_first_passage_ps")) == 2
 
 
+@pytest.mark.slow
 def test_epochs_of_learning_shared_between_devices():
     given = argparse.Namespace(
         devices=[1, 2], computed=[1, 2, 4], replicas=2, samples=4, qm_frames=2, steps=200, stride=100, repeats=1

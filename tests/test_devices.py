@@ -31,6 +31,7 @@ def environment():
     return os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
 
 
+@pytest.mark.slow
 def test_one_two_and_eight_devices_give_the_same():
     program = [sys.executable, str(ROOT / "tests" / "on_eight_devices.py")]
     given = environment() | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}

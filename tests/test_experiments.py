@@ -87,8 +87,8 @@ def test_total_energies_follow_from_what_a_run_leaves_behind(finished):
     "model",
     [
         SchNet(num_blocks=1),
-        NequIP((1, 8), num_neighbors=1 / 3),
-        GemNetT(num_blocks=1, scales=(1 / 3, 2.0, 1.0, 1.0, 1.0)),
+        NequIP((1, 8), num_features=4, num_layers=1, radial_widths=(8,), num_neighbors=1 / 3),
+        GemNetT(num_blocks=1, atom_size=8, edge_size=8, triplet_size=4, scales=(1 / 3, 2.0, 1.0, 1.0, 1.0)),
     ],
 )
 def test_a_model_is_read_back_as_it_was(model, tmp_path):
@@ -201,6 +201,7 @@ def test_paper_config_runs_on_real_md17(shared, tmp_path):
     assert np.isfinite(rows["h_r_mae", "after"])
 
 
+@pytest.mark.slow
 def test_samples_are_used_again_and_their_worth_is_logged(tmp_path):
     config = tiny(tmp_path / "run")
     config.stable.num_cycles, config.stable.max_updates, config.stable.jackknife_blocks = 1, 3, 2
@@ -214,6 +215,7 @@ def test_samples_are_used_again_and_their_worth_is_logged(tmp_path):
     assert all(entry["signal_to_noise"] > 0 and abs(entry["gradient_cosine"]) <= 1 for entry in learning)
 
 
+@pytest.mark.slow
 def test_noisy_gradients_get_more_samples(tmp_path):
     config = tiny(tmp_path / "run")
     config.stable.num_cycles, config.stable.max_epochs, config.stable.jackknife_blocks = 1, 3, 2

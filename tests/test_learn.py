@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +11,7 @@ from jax_md import simulate as jax_md_simulate
 
 from stablejax import boltzmann_value_and_grad, from_atom_energies, parallel, stable
 from stablejax.dynamics import Integrator
-from stablejax.learn import Endpoints, Learning, LearnPhase, Noise, Optimization, learn_phase, static_batch
+from stablejax.learn import Endpoints, LearnInfo, Learning, LearnPhase, Noise, Optimization, learn_phase, static_batch
 from stablejax.losses import Labeled, observable_loss
 from stablejax.neighborhoods import balanced_subsample
 from stablejax.parallel import ONE_DEVICE
@@ -64,7 +62,7 @@ def test_molecules_are_chosen_among_those_of_all_devices():
     engine = make_engine(problem, SIMULATION, parallel.Execution(mesh=parallel.replica_mesh(jax.devices()[:2])))
     phase = learn_phase(problem, engine, LEARNING)
     replicas = engine.start(jnp.float32(1.3), jax.random.key(1), START)
-    _, info, _ = jax.jit(phase.step)(phase.init(jnp.float32(1.3)), replicas, FRAMES, key)
+    _, info = jax.jit(phase.step)(phase.init(jnp.float32(1.3)), replicas, FRAMES, key)
     everywhere = np.ones((NUM_REPLICAS, NUM_ATOMS), bool)
     chosen, _ = balanced_subsample(key, START[:, :, 0], everywhere, num_bins=4, per_bin=2)
     assert 0 < int(chosen.sum()) < 9
@@ -82,7 +80,7 @@ def test_blocks_of_the_jackknife_are_whole_replicas():
     phase = learn_phase(problem, engine, LEARNING._replace(noise=Noise(num_blocks=NUM_REPLICAS)))
     k = jnp.float32(1.3)
     replicas = engine.start(k, jax.random.key(1), START)
-    _, info, _ = jax.jit(phase.step)(phase.init(k), replicas, FRAMES, jax.random.key(0))
+    _, info = jax.jit(phase.step)(phase.init(k), replicas, FRAMES, jax.random.key(0))
     fit = boltzmann_value_and_grad(
         observable_loss(jnp.float32(REFERENCE), WEIGHT), problem.energies(), mean_square, kT=problem.kT
     )
@@ -95,11 +93,11 @@ def test_the_key_of_an_epoch_is_of_the_run_and_of_the_step(monkeypatch):
     """Another seed or another epoch draws another subsample; the same draw the same, resumed or not."""
     problem, drawn = make_problem(), []
     real = learn_phase(problem, make_engine(problem, SIMULATION, ONE_DEVICE), LEARNING)
+    info = LearnInfo(*[None] * len(LearnInfo._fields))._replace(ends_cycle=jnp.bool(False))
 
     def step(state, rewound, frames, key, *, num_rounds):
         drawn.append(jax.random.key_data(key).tolist())
-        info = SimpleNamespace(ends_cycle=jnp.bool(False))
-        return state, info, Endpoints(rewound, rewound)
+        return state, info._replace(endpoints=Endpoints(rewound, rewound))
 
     monkeypatch.setattr(stable, "learn_phase", lambda *_: LearnPhase(real.init, step, real.begin))
     training = stable.stable_training(problem, stable.Settings(SIMULATION, LEARNING))
@@ -114,12 +112,13 @@ def test_the_key_of_an_epoch_is_of_the_run_and_of_the_step(monkeypatch):
 
 def test_batches_follow_from_seed_cycle_and_epoch():
     num = np.arange(50.0)
-    problem = SimpleNamespace(frames=Labeled(num[:, None], num, num[:, None]))
+    frames = jnp.broadcast_to(num[:, None, None], (50, NUM_ATOMS, 3))
+    problem = make_problem()._replace(frames=Labeled(frames, jnp.asarray(num), frames))
     settings = Learning(Optimization(optax.sgd(0.1), qm_batch_size=10))
 
     def batch(seed, cycle, epoch):
         found = static_batch(problem, settings, seed=seed, cycle=cycle, epoch=epoch)
-        np.testing.assert_array_equal(found.position[:, 0], found.energy)
+        np.testing.assert_array_equal(found.position[:, 0, 0], found.energy)
         return found.energy.tolist()
 
     assert len(set(batch(0, 0, 0))) == 10  # without replacement

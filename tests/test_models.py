@@ -88,7 +88,7 @@ CASES = {
 
 def parametrize(names):
     """Large tensor products take long to compile."""
-    is_slow = {"nequip-degree-2", "nequip-degree-3"}
+    is_slow = {"nequip-degree-2", "nequip-degree-3", "nequip-one-parity"}
     marked = [pytest.param(name, marks=pytest.mark.slow) if name in is_slow else name for name in names]
     return pytest.mark.parametrize("name", marked)
 
@@ -344,7 +344,7 @@ def test_a_scale_multiplies_the_energy_of_each_atom(name, position):
     )
 
 
-@pytest.mark.parametrize("scale", [2.0, np.linspace(0.5, 2.0, 90)])
+@pytest.mark.parametrize("scale", [pytest.param(2.0, marks=pytest.mark.slow), np.linspace(0.5, 2.0, 90)])
 @pytest.mark.parametrize("is_fast", [False, True])
 def test_forms_are_the_potential_itself_and_say_where_they_are_not(is_fast, scale):
     """In a cell, exact and with tables; where pairs may be missing energy and forces are not numbers."""

@@ -13,6 +13,7 @@ from stablejax.models.nequip import NequIP
 from stablejax.types import Frame
 
 
+@pytest.mark.slow
 def test_record_and_page_have_the_backbone_and_distances_to_15_A(tmp_path):
     config = peptide_config.get_config()
     config.run_dir = str(tmp_path)

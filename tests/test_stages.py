@@ -18,7 +18,7 @@ from experiments.data import loaders
 from experiments.progress import Progress
 from experiments.stages import evaluate, pretrain, stabilize
 from experiments.systems import base
-from stablejax import dynamics, losses, stable, units
+from stablejax import integrators, losses, stable, units
 from stablejax.problem import Problem
 from stablejax.types import Frame
 
@@ -159,7 +159,7 @@ def test_what_is_reported_of_an_evaluation_is_of_test_frames_and_of_stable_ones(
     total = {"h_r": np.array([6.0, 1.5]), "temperature": np.asarray(3 * units.thermal_energy(450.0))}
     motion = {"vacf": np.array([[1.0, 0.5], [1.0, 0.25]])}
     seen = evaluate.ChunkStatistics(np.float64(3), np.float64(0), total, np.array([0.0, 1.0]), motion)
-    run = evaluate._evaluation(config, evaluator, None, replicas, [seen])
+    run = evaluate._evaluation(evaluator, None, replicas, [seen])
     (index,) = asked
     np.testing.assert_array_equal(index, split.test)
     assert (float(run.energy_mae), float(run.force_mae)) == (0.25, 0.5)
@@ -188,20 +188,17 @@ def test_energies_are_relative_to_training_frames_and_references_of_frames_that_
     assert set(trajectory[data.split.test]) == {3}
 
 
-def test_thermostats_are_those_of_the_config(config):
-    config = config.copy_and_resolve_references()
-    config.md.timestep_fs, config.md.damping_time_fs = 0.5, 40.0
+def test_thermostats_are_those_of_the_config():
+    given = dict(timestep_fs=0.5, damping_time_fs=40.0)
     for name, made, own in (
-        ("langevin", dynamics.langevin, {"friction": 1 / (40 * units.FEMTOSECOND)}),
-        ("nose_hoover", dynamics.nose_hoover, {"damping_time": 40 * units.FEMTOSECOND}),
+        ("langevin", integrators.langevin, {"friction": 1 / (40 * units.FEMTOSECOND)}),
+        ("nose_hoover", integrators.nose_hoover, {"damping_time": 40 * units.FEMTOSECOND}),
     ):
-        config.md.thermostat = name
-        thermostat = base.thermostat(config)
+        thermostat = base.thermostat(name, **given)
         assert thermostat.func is made
         assert thermostat.keywords == pytest.approx({"timestep": 0.5 * units.FEMTOSECOND} | own)
-    config.md.thermostat = "andersen"
     with pytest.raises(ValueError, match="has to be one of langevin, nose_hoover, got 'andersen'"):
-        base.thermostat(config)
+        base.thermostat("andersen", **given)
 
 
 def test_motion_counts_whole_windows_only():

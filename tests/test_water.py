@@ -104,6 +104,7 @@ def test_record_and_page_are_those_of_a_liquid(finished):
     assert all(np.isfinite(entry["observable_loss"]) for entry in course if entry["phase"] == "learning")
 
 
+@pytest.mark.slow
 def test_a_run_whose_lists_are_too_short_is_repaired_and_ends_the_same(finished, data, tmp_path, monkeypatch):
     """Lists as long as the data need are too short for a hot simulation: they are lengthened, no step is lost."""
     _, record = finished
@@ -130,6 +131,7 @@ def test_a_run_whose_lists_are_too_short_is_repaired_and_ends_the_same(finished,
     assert len(capacities) == num_lengthened
 
 
+@pytest.mark.slow
 def test_lists_that_an_evaluation_lengthened_are_handed_on(data, tmp_path):
     config = strict(tiny(data, tmp_path))
     system = systems.build(config)
@@ -163,6 +165,7 @@ def test_capacity_of_lists_is_kept_with_a_run(tmp_path):
     assert pipeline._with_saved_lists(tmp_path, without) is without
 
 
+@pytest.mark.slow
 def test_the_statistical_error_of_a_local_gradient_is_estimated(data, tmp_path):
     """Blocks of replicas with masks of neighborhoods: a signal and its noise, not a shape that does not fit."""
     config = strict(tiny(data, tmp_path))
@@ -254,6 +257,7 @@ def test_molecule_is_refused_where_a_liquid_is_expected_and_the_other_way_round(
         systems.build(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "sizes"), [("gemnet", {}), ("lstm", None)])
 def test_models_are_named_by_the_config(name, sizes, data, tmp_path):
     config = tiny(data, tmp_path)
@@ -333,13 +337,17 @@ def test_distances_between_molecules_are_learned_as_their_distribution(data, tmp
 
 
 def test_weights_of_a_liquid_are_those_of_the_config_and_references_those_of_its_frames():
-    config = water_config.get_config()
-    settings = config.observable
-    settings.length_weight, settings.distance_weight, settings.distance_stop_A = 7.0, 2.0, 3.0
+    settings = water_config.get_config().observable
     position = np.random.default_rng(0).uniform(1.0, 2.0, (5, 4, 3)).astype(np.float32)
     data = SimpleNamespace(reference_position=position)
     found = liquid._local_observables(
-        config, data, lambda frame: frame.position[:, 0], lambda frame: frame.position[:, 1]
+        data,
+        lambda frame: frame.position[:, 0],
+        lambda frame: frame.position[:, 1],
+        length_weight=7.0,
+        distance_weight=2.0,
+        stop=3.0,
+        width=settings.distance_width_A,
     )
     assert found.weight == pytest.approx({"bond_length": 7.0, "distance": 2.0 * settings.distance_width_A})
     assert float(found.reference["bond_length"]) == pytest.approx(position[:, :, 0].mean(), rel=1e-5)

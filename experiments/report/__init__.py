@@ -2,8 +2,8 @@
 
 from experiments.report.facts import Facts, Runs, facts_of
 from experiments.report.page import write_page
-from experiments.report.record import diffusivity_rows, finder, make_record
-from experiments.report.words import number, summary, with_error, with_interval, with_ratio
+from experiments.report.record import diffusivity_rows, finder, make_record, measured_rows
+from experiments.report.words import number, stability, summary, with_error, with_interval, with_ratio
 
 __all__ = [
     "Facts",
@@ -12,7 +12,9 @@ __all__ = [
     "facts_of",
     "finder",
     "make_record",
+    "measured_rows",
     "number",
+    "stability",
     "summary",
     "with_error",
     "with_interval",

@@ -22,13 +22,7 @@ def make_record(facts: Facts, runs: Runs, wall_s: dict[str, float]) -> dict:
       runs: what was measured.
       wall_s: seconds spent in each stage.
     """
-    rows = []
-    for phase, run in (("before", runs.before), ("after", runs.after)):
-        rows += [_median_row(facts, phase, run), *_phase_rows(facts, phase, run)]
-        rows += _vacf_rows(phase, run, runs.reference_motion)
-        rows += diffusivity_rows(phase, run.motion, spacing_fs=facts.frame_spacing_fs, fit_ps=facts.fit_ps)
-    rows += diffusivity_rows("reference", runs.reference_motion, spacing_fs=facts.frame_spacing_fs, fit_ps=facts.fit_ps)
-    rows += _comparison_rows(runs, facts.seed)
+    rows = measured_rows(facts, runs)
     rows += [
         {"metric": "stage_wall_s", "stage": stage, "value": seconds, "unit": "s"} for stage, seconds in wall_s.items()
     ]
@@ -41,6 +35,22 @@ def make_record(facts: Facts, runs: Runs, wall_s: dict[str, float]) -> dict:
         "rows": rows,
     }
     return checkpoints.finite(record | provenance.about())
+
+
+def measured_rows(facts: Facts, runs: Runs) -> list[dict]:
+    """What was measured before, after, and of both together. A figure that is unknown may not be finite.
+
+    Args:
+      facts: of the experiment.
+      runs: what was measured.
+    """
+    rows = []
+    for phase, run in (("before", runs.before), ("after", runs.after)):
+        rows += [_median_row(facts, phase, run), *_phase_rows(facts, phase, run)]
+        rows += _vacf_rows(phase, run, runs.reference_motion)
+        rows += diffusivity_rows(phase, run.motion, spacing_fs=facts.frame_spacing_fs, fit_ps=facts.fit_ps)
+    rows += diffusivity_rows("reference", runs.reference_motion, spacing_fs=facts.frame_spacing_fs, fit_ps=facts.fit_ps)
+    return rows + _comparison_rows(runs, facts.seed)
 
 
 def _median_row(facts: Facts, phase: str, run: Evaluation) -> dict:

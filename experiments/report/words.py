@@ -22,8 +22,6 @@ def summary(record: dict) -> list[str]:
       record: of an experiment.
     """
     find = finder(record)
-    before, after = (with_interval(find("median_first_passage_ps", phase)) for phase in ("before", "after"))
-    stability = f"median stable time: {before} ps before, {after} ps after: {_comparison(find)}"
     change = number(find("force_mae_change"), "{:+.0f} %", factor=100)
     parts = [f"force MAE: {_before_and_after(find, 'force_mae_eV_per_A', '{:.3f}')} eV/Å ({change})"]
     parts += [
@@ -31,7 +29,17 @@ def summary(record: dict) -> list[str]:
         for metric, label, form, unit in SUMMARIZED
         if find(metric, "before") and find(metric, "after")
     ]
-    return [stability, "; ".join(parts)]
+    return [stability(find), "; ".join(parts)]
+
+
+def stability(find: Callable[..., Any]) -> str:
+    """Median stable times and how they compare.
+
+    Args:
+      find: see `finder`.
+    """
+    before, after = (with_interval(find("median_first_passage_ps", phase)) for phase in ("before", "after"))
+    return f"median stable time: {before} ps before, {after} ps after: {_comparison(find)}"
 
 
 def _before_and_after(find: Callable[..., Any], metric: str, form: str) -> str:

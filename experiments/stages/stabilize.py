@@ -223,9 +223,9 @@ def course_entry(info: SimulateInfo | LearnInfo, cycle: int, simulated_ps: float
 def _noise(info: LearnInfo) -> dict:
     if np.isnan(info.signal_to_noise):
         return {}
-    ratio = info.signal_to_noise
+    ratio = float(info.signal_to_noise)
     wanted = float(samples_needed(int(info.num_samples), ratio, wanted=1.0))
-    return {"signal_to_noise": float(ratio), "samples_for_unit_signal_to_noise": wanted}
+    return {"signal_to_noise": ratio, "samples_for_unit_signal_to_noise": wanted}
 
 
 def _status(entry: dict, epoch: int) -> str:

@@ -250,15 +250,21 @@ def execution(
     )
 
 
-def mean_over_frames(fn: Callable, position: np.ndarray) -> Any:
-    """Mean of an observable over frames."""
+def mean_over_frames(fn: Callable, position: np.ndarray, weight: Array | None = None) -> Any:
+    """Mean of an observable over frames.
+
+    Args:
+      fn: observable of a frame.
+      position: [frame, atom, 3] Å.
+      weight: [frame], on any scale. None: all the same.
+    """
 
     @jax.jit
-    def means(frames):
+    def means(frames, weight):
         values = jax.lax.map(lambda x: fn(Frame(x)), frames, batch_size=FRAME_BATCH)
-        return jax.tree.map(partial(jnp.mean, axis=0), values)
+        return jax.tree.map(partial(jnp.average, axis=0, weights=weight), values)
 
-    return jax.tree.map(np.asarray, means(position))
+    return jax.tree.map(np.asarray, means(position, weight))
 
 
 def find_topology(data: Data, *, position: np.ndarray | None = None) -> topology.Topology:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -96,7 +96,7 @@ def check_model(model: object) -> Model:
     )
 
 
-def check_species(model: Model, species: Shaped[Array, "..."]) -> Int[Array, " atom"]:
+def check_species(model: Model, species: Shaped[Array, "..."] | Sequence[int]) -> Int[Array, " atom"]:
     """The atomic numbers, if the model supports them. Traced ones are not compared with its elements.
 
     Args:
@@ -107,18 +107,18 @@ def check_species(model: Model, species: Shaped[Array, "..."]) -> Int[Array, " a
       ValueError: they are not one-dimensional integers, or not supported by the model.
     """
     is_traced = isinstance(species, jax.core.Tracer)
-    species = species if is_traced else np.asarray(species)
-    if species.ndim != 1 or not jnp.issubdtype(species.dtype, jnp.integer):
+    numbers: Any = species if is_traced else np.asarray(species)
+    if numbers.ndim != 1 or not jnp.issubdtype(numbers.dtype, jnp.integer):
         raise ValueError(
-            f"`species` must be one-dimensional integers, got shape {species.shape} of {species.dtype}: "
+            f"`species` must be one-dimensional integers, got shape {numbers.shape} of {numbers.dtype}: "
             "pass the atomic number of each atom."
         )
-    if not is_traced and (unknown := set(species.tolist()) - set(model.elements)):
+    if not is_traced and (unknown := set(numbers.tolist()) - set(model.elements)):
         raise ValueError(
             f"`species` has atomic number {min(unknown)}, which the model does not support: it supports "
             f"{model.elements}."
         )
-    return species.astype(np.int32)
+    return numbers.astype(np.int32)
 
 
 def _quoted(names: list[str]) -> str:
