@@ -150,7 +150,7 @@ def test_another_config_in_the_same_place_is_refused(finished):
         (("md", "thermostat", "csvr"), "has to be one of langevin, nose_hoover, got 'csvr'"),
         (("stable", "optimizer", "lion"), "has to be sgd or adam, got 'lion'"),
         (("pretrain", "schedule", "linear"), "has to be constant, cosine or plateau, got 'linear'"),
-        (("evaluate", "frame_spacing_fs", 10.3), "config.evaluate.frame_spacing_fs has to be a whole number"),
+        (("evaluate", "frame_spacing_fs", 10.3), "config.evaluate.frame_spacing_fs has to be an integer multiple"),
         (("data", "num_train", 100_000), "asked for 100000 training"),
         (("stable", "wanted_signal_to_noise", 2.0), "needs the statistical error of the gradient"),
         (("stable", "jackknife_blocks", 5), "5 blocks need at least as many replicas, got 4"),

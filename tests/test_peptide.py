@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from experiments import pipeline, systems
 from experiments.configs import ac_ala3_nhme as peptide_config
