@@ -39,7 +39,8 @@ def start(name: str, *, systems: Sequence[str] = ()) -> None:
         if systems:
             system, argv = chosen("--system", systems, argv)
             name = name.format(system=system)
-        config = load_config(path or str(CONFIGS / f"{name}.py"), model=_value_of(argv, "--config.model.name"))
+        model, _ = _taken(argv, "--config.model.name")
+        config = load_config(path or str(CONFIGS / f"{name}.py"), model=model)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     try:
@@ -86,15 +87,9 @@ def chosen(flag: str, known: Sequence[str], argv: list[str]) -> tuple[str, list[
     Raises:
       ValueError: another value, or none.
     """
-    value, others, arguments = "", [], iter(argv)
-    for argument in arguments:
-        name, equals, given = argument.partition("=")
-        if name == flag:
-            value = given if equals else next(arguments, "")
-        else:
-            others.append(argument)
-    if value not in known:
-        raise ValueError(f"{flag} has to be one of {', '.join(known)}, got {value!r}: write {flag}={known[0]}.")
+    value, others = _taken(argv, flag)
+    if value is None or value not in known:
+        raise ValueError(f"{flag} has to be one of {', '.join(known)}, got {value or ''!r}: write {flag}={known[0]}.")
     return value, others
 
 
@@ -218,14 +213,16 @@ def _read(path: Path, *arguments: str) -> ConfigDict:
     return module.get_config(*arguments)
 
 
-def _value_of(argv: list[str], flag: str) -> str | None:
-    """The last value that is given to a flag."""
-    value = None
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+def _taken(argv: list[str], flag: str) -> tuple[str | None, list[str]]:
+    """The last value that is given to a flag, if any, and the arguments without it."""
+    value, others, arguments = None, [], iter(argv)
+    for argument in arguments:
         name, equals, given = argument.partition("=")
         if name == flag:
-            value = given if equals else following
-    return value
+            value = given if equals else next(arguments, "")
+        else:
+            others.append(argument)
+    return value, others
 
 
 def _note_renamed(old: str) -> None:

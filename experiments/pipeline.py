@@ -186,8 +186,8 @@ def _with_saved_lists(run_dir: Path, system: System) -> System:
     path, potential = run_dir / LISTS, system.problem.potential
     if potential.skin is None or not processes.agree(path.exists()):
         return system
-    longer = potential.with_lists(skin=potential.skin, num_pairs=json.loads(path.read_text())["num_pairs"])
-    return system._replace(problem=system.problem._replace(potential=longer))
+    num_pairs = json.loads(path.read_text())["num_pairs"]
+    return system.with_potential(potential.with_lists(skin=potential.skin, num_pairs=num_pairs))
 
 
 def _add_wall(run_dir: Path, stage_wall_s: dict[str, float]) -> dict[str, float]:

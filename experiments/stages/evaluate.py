@@ -189,8 +189,7 @@ def run_evaluation(
 
 def with_longer_lists(system: System) -> System:
     """The system with a larger capacity of its neighbor lists."""
-    problem = system.problem
-    return system._replace(problem=problem._replace(potential=forms.with_longer_lists(problem.potential)))
+    return system.with_potential(forms.with_longer_lists(system.problem.potential))
 
 
 def _report(progress: Progress, schedule: Schedule, done: int, replicas: Replica) -> float:

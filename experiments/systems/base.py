@@ -80,6 +80,10 @@ class System(NamedTuple):
     train_criterion_name: str
     freeze_above: float  # value of the training criterion, in the learning phase
 
+    def with_potential(self, potential: Potential) -> System:
+        """The same system with another form of its potential."""
+        return self._replace(problem=self.problem._replace(potential=potential))
+
 
 class Data(NamedTuple):
     """A data set, and the use of its frames."""
