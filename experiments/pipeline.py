@@ -14,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import checkpoints, potentials, processes, provenance, report, systems
+from experiments.configs import common
 from experiments.progress import Progress
 from experiments.stages import evaluate, pretrain, stabilize
 from experiments.stages.evaluate import Evaluation, Evaluator, Schedule
@@ -103,7 +104,7 @@ def _claim(run_dir: Path, config: ConfigDict) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     path = run_dir / "config.json"
     mine = json.loads(config.to_json_best_effort())
-    for name in ("run_dir", "host_devices", "cluster"):
+    for name in common.OF_THE_MACHINE:
         mine.pop(name)
     if processes.agree(path.exists() and (run_dir / "pretrained.npz").exists()):
         theirs = json.loads(path.read_text())["config"]

@@ -13,6 +13,8 @@ import jax
 
 PACKAGES = ("jax", "jaxlib", "jax-md", "flax", "optax", "numpy", "scipy")
 
+HERE = Path(__file__).resolve().parent
+
 ENVIRONMENT = ("XLA_FLAGS", "GLIBC_TUNABLES")
 """Environment variables that affect the speed of a run."""
 
@@ -49,13 +51,12 @@ def machine() -> dict[str, object]:
     }
 
 
-def commit() -> str:
+def commit(folder: Path = HERE) -> str:
     """The commit of the working tree, marked where it has uncommitted changes; "unknown" outside of git."""
-    here = Path(__file__).resolve().parent
     try:
         run = subprocess.run(
             ["git", "describe", "--always", "--abbrev=12", "--dirty", "--match="],
-            cwd=here,
+            cwd=folder,
             capture_output=True,
             text=True,
             check=True,

@@ -26,6 +26,8 @@ PARAMETERS = {"before": "pretrained.npz", "after": "refined.npz"}
 FILE = "transfer.json"
 MIN_EFFECTIVE_FRAMES = 100
 """With fewer, errors of the structure are marked: they may be of the reference."""
+OF_THE_DATA = ("energy_mae_meV_per_atom", "force_mae_eV_per_A", "force_mae_change")
+"""Figures that do not depend on temperature: they are in the run's own record."""
 
 
 def run(config: ConfigDict, temperatures: Sequence[float]) -> dict:
@@ -102,7 +104,8 @@ def _rows(facts: Facts, runs: Runs, effective_frames: float) -> list[dict]:
     """What a run's record has of its evaluations, and what the reference is worth."""
     compared = {measure.metric for measure in facts.measures}
     mark = {"is_reference_too_small": effective_frames < MIN_EFFECTIVE_FRAMES}
-    rows = [row | mark if row["metric"] in compared else row for row in report.measured_rows(facts, runs)]
+    rows = [row for row in report.measured_rows(facts, runs) if row["metric"] not in OF_THE_DATA]
+    rows = [row | mark if row["metric"] in compared else row for row in rows]
     size = {"metric": "reference_effective_frames", "value": effective_frames, "frames": facts.num_reference}
     return checkpoints.finite([*rows, size | mark])
 

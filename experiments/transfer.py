@@ -17,6 +17,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from experiments import cli
+from experiments.configs import common
 
 NEEDED = ("config.json", "pretrained.npz", "refined.npz")
 
@@ -40,7 +41,7 @@ def config_of(run_dir: Path) -> ConfigDict:
     """The config of a finished run.
 
     Raises:
-      ValueError: there is no finished run.
+      ValueError: there is no finished run; its config lacks a field that this version reads.
     """
     if missing := [name for name in NEEDED if not (run_dir / name).exists()]:
         raise ValueError(
@@ -48,8 +49,24 @@ def config_of(run_dir: Path) -> ConfigDict:
             "run the experiment to its end first."
         )
     config = ConfigDict(json.loads((run_dir / "config.json").read_text())["config"])
+    if lacking := sorted(fields(common.get_config()) - fields(config)):
+        raise ValueError(
+            f"{run_dir}: expected the config of a run of this version, got one without {', '.join(lacking)}: "
+            "run the experiment again, or use the version that made it."
+        )
     config.run_dir = str(run_dir)
     return config
+
+
+def fields(config: ConfigDict) -> set[str]:
+    """Names of all fields of an experiment, `md.timestep_fs` for one, without those of its model and of the machine."""
+    found = set()
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            found |= {f"{name}.{field}" for field in value}
+        else:
+            found.add(name)
+    return {name for name in found if name.split(".")[0] not in ("model", *common.OF_THE_MACHINE)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

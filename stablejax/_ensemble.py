@@ -1,4 +1,4 @@
-"""Internals of `boltzmann`: weights of samples, checks of arguments, chunks, and sums over devices."""
+"""Internals of `boltzmann`: weights of samples, chunks, and sums over devices."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 
 from stablejax.collective import like, mean_of_devices
-from stablejax.types import Array, Float, Int, Shaped
+from stablejax.types import Array, Float, Int
 
 
 class Ensemble(NamedTuple):
@@ -155,75 +155,6 @@ def is_concrete(array: Any) -> bool:
     return not isinstance(array, jax.core.Tracer)
 
 
-def checked_temperatures(name: str, kT: Any) -> tuple[Float[Array, " state"], bool]:
-    """k_B T of each thermodynamic state, and whether `kT` has an axis of states."""
-    values = kT if isinstance(kT, jax.Array) else np.asarray(kT, float)
-    if values.ndim > 1 or (is_concrete(values) and not np.all(np.asarray(values) > 0)):
-        raise ValueError(f"`{name}`: `kT` must be positive, got {kT}: pass k_B T in the unit of the energy.")
-    return values.reshape(-1), values.ndim == 1
-
-
-def checked_samples(name: str, samples: Any, *, is_shared: bool) -> tuple[Any, int]:
-    """Samples as JAX constants, and their number."""
-    sizes = {leaf.shape[0] if jnp.ndim(leaf) else 0 for leaf in jax.tree.leaves(samples)}
-    if len(sizes) != 1 or 0 in sizes:
-        raise ValueError(
-            f"`{name}`: every leaf of `samples` needs the sample on axis 0, got sizes {sorted(map(str, sizes))}: "
-            "give all leaves the same leading axis."
-        )
-    (num_samples,) = sizes
-    if num_samples < 2 and not is_shared:
-        raise ValueError(f"`{name}`: the estimator needs at least 2 samples, got {num_samples}: pass more samples.")
-    return lax.stop_gradient(jax.tree.map(jnp.asarray, samples)), num_samples
-
-
-def checked_counts(name: str, mask: Any, weight: Any, shape: tuple[int, int]) -> Float[Array, "sample neighborhood"]:
-    """Weights of the samples, 0 where the mask is False."""
-    counts = jnp.ones(shape)
-    if mask is not None:
-        mask = jnp.asarray(mask)
-        if mask.dtype != bool:
-            raise ValueError(
-                f"`{name}`: expected a boolean `mask`, got {mask.dtype}: compare it with 0, or pass it as `weight`."
-            )
-        counts = counts * _per_sample(f"`{name}`: `mask`", mask, shape)
-    if weight is not None:
-        counts = counts * _per_sample(f"`{name}`: `weight`", jnp.asarray(weight), shape)
-    if is_concrete(counts) and not np.all(np.asarray(counts) >= 0):
-        raise ValueError(f"`{name}`: `weight` must not be negative or NaN: leave such samples out by `mask`.")
-    return lax.stop_gradient(counts)
-
-
-PARTNERS = {
-    "state": "one kT for each thermodynamic state",
-    "group": "`num_groups` of `localized`",
-    "half": "`crosses_halves`",
-}
-"""The option that each index requires."""
-
-
-def checked_index(
-    name: str, what: str, given: Any, number: int | None, shapes: tuple[tuple[int, ...], ...]
-) -> Int[Array, "sample neighborhood"]:
-    """Indices from 0 to `number` − 1 as [sample, 1] or [sample, neighborhood]; zeros where none are requested."""
-    if (number is not None) != (given is not None):
-        raise ValueError(
-            f"`{name}`: `{what}` goes with {PARTNERS[what]}, got {'no' if given is None else 'only'} `{what}`: give "
-            "both or neither."
-        )
-    if given is None:
-        return jnp.zeros((shapes[0][0], 1), jnp.int32)
-    given = jnp.asarray(given)
-    if given.shape not in shapes or not jnp.issubdtype(given.dtype, jnp.integer):
-        raise ValueError(
-            f"`{name}`: `{what}` needs integers of shape {' or '.join(map(str, shapes))}, got shape {given.shape} of "
-            f"{given.dtype}: one entry each."
-        )
-    if is_concrete(given) and not np.all((np.asarray(given) >= 0) & (np.asarray(given) < number)):
-        raise ValueError(f"`{name}`: `{what}` has to be from 0 to {(number or 0) - 1}: count from 0.")
-    return given[:, None] if given.ndim == 1 else given
-
-
 def global_index(num_samples: int, axis_name: str | None) -> tuple[Int[Array, " sample"], int]:
     """Position of each sample among those of all devices, and how many there are."""
     local = jnp.arange(num_samples)
@@ -232,54 +163,5 @@ def global_index(num_samples: int, axis_name: str | None) -> tuple[Int[Array, " 
     return local + num_samples * lax.axis_index(axis_name), num_samples * lax.axis_size(axis_name)
 
 
-def _per_sample(what: str, given: Shaped[Array, "..."], shape: tuple[int, int]):
-    if given.shape not in (shape[:1], shape):
-        raise ValueError(f"{what} needs shape {shape[:1]}, got {given.shape}: one entry per sample.")
-    return given.reshape(shape[0], -1).astype(jnp.result_type(float))
-
-
 def _nan_where(is_empty, array):
     return jnp.where(like(is_empty, array), jnp.nan, array)
-
-
-def checked_differentiable(name: str, parameters: tuple, argnums: Any) -> None:
-    """Refuse `argnums` beyond the parameters, and parameters in it that are not real floating-point numbers."""
-    for argnum in (argnums,) if isinstance(argnums, int) else argnums:
-        if not -len(parameters) <= argnum < len(parameters):
-            raise ValueError(
-                f"`{name}`: `argnums` has {argnum}, but `samples` come after {len(parameters)} parameters."
-            )
-        for path, leaf in jax.tree_util.tree_leaves_with_path(parameters[argnum]):
-            dtype = jnp.result_type(leaf)
-            if not jnp.issubdtype(dtype, jnp.floating):
-                raise ValueError(
-                    f"`{name}`: expected real floating-point parameters, got {dtype} at parameter {argnum}"
-                    f"{jax.tree_util.keystr(path)}: convert it, or leave it out of `argnums`."
-                )
-
-
-def checked_shapes(name: str, energy_fn: Callable, observable_fn: Callable, given: tuple, *, is_local: bool) -> int:
-    """Number of neighborhoods, 1 for the global estimator, from the shapes of energy and observable of one sample."""
-    for leaf in jax.tree.leaves(given):
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
-            raise ValueError(f"`{name}`: complex parameters are not supported: use their real and imaginary parts.")
-    shape = jax.eval_shape(energy_fn, *given).shape
-    if not is_local:
-        if shape != ():
-            raise ValueError(
-                f"`{name}`: the energy of one sample has to be a scalar, got shape {shape}: sum it, or wrap the "
-                "function in `localized` if it gives one energy for each neighborhood."
-            )
-        return 1
-    if len(shape) != 1:
-        raise ValueError(
-            f"`{name}`: a localized energy function gives [neighborhood] for one sample, got shape {shape}: sum over "
-            "the atoms of each."
-        )
-    for leaf in jax.tree.leaves(jax.eval_shape(observable_fn, *given)):
-        if leaf.shape[:1] != shape:
-            raise ValueError(
-                f"`{name}`: observables need the {shape[0]} neighborhoods on axis 0, got shape {leaf.shape}: give one "
-                "value for each."
-            )
-    return shape[0]

@@ -19,11 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from stablejax import _ensemble
-from stablejax._ensemble import Ensemble, Moments, Pass, Segments, deviations
+from stablejax import _inputs
+from stablejax._ensemble import Ensemble, Moments, Pass, Segments, deviations, is_concrete, stand_in
+from stablejax._inputs import Counts
 from stablejax.collective import like
 from stablejax.reweighting import sample_energies
-from stablejax.types import Array, Bool, Float, Int
+from stablejax.types import Array, Float
 
 
 class Localized(NamedTuple):
@@ -49,7 +50,8 @@ def localized(energies_fn: Callable[..., Float[Array, " neighborhood"]], *, num_
 
     Args:
       energies_fn: `(*parameters, sample) -> U(γ)`, for each neighborhood the sum of its atom energies; see
-        `neighborhood_energies`. It has to be finite for all neighborhoods of a sample if any of them counts.
+        `neighborhoods.neighborhood_energies`. It has to be finite for all neighborhoods of a sample if any of them
+        counts.
       num_groups: kinds of neighborhoods, each with a mean and a covariance of its own. The transforms then take
         `group`, [neighborhood] or [sample, neighborhood], from 0 to `num_groups` − 1, and the mean has an
         axis of groups, after that of states.
@@ -73,21 +75,6 @@ def parametric(observable_fn: Callable[..., Any]) -> Parametric:
       observable_fn: takes the same arguments as the energy function.
     """
     return Parametric(observable_fn)
-
-
-def neighborhood_energies(
-    atom_energy: Float[Array, " atom"], member: Bool[Array, "neighborhood atom"] | Int[Array, "neighborhood member"]
-) -> Float[Array, " neighborhood"]:
-    """U(γ) = Σ_{i ∈ γ} U_i (A.2) from the energies of the atoms.
-
-    Args:
-      atom_energy: eV.
-      member: mask of the atoms of each neighborhood, or their indices, padded with −1.
-    """
-    member = jnp.asarray(member)
-    if member.dtype == bool:
-        return jnp.sum(jnp.where(member, atom_energy, 0), axis=1)
-    return jnp.sum(jnp.where(member >= 0, atom_energy[member], 0), axis=1)
 
 
 EnergyFn = Callable[..., Float[Array, ""]] | Localized
@@ -127,15 +114,15 @@ def expectation(
       ValueError: kT is not positive; fewer than 2 samples; samples, mask, weight or state are inconsistent; the
         energy is not scalar; parameters are complex; a second derivative is asked for.
     """
-    _ensemble.checked_temperatures("expectation", kT)
+    _inputs.checked_temperatures("expectation", kT)
     made = _Estimator("expectation", energy_fn, observable_fn, kT, chunk_size)
 
     def expectation_fn(*parameters_and_samples, mask=None, weight=None, state=None, group=None):
         parameters, samples = parameters_and_samples[:-1], parameters_and_samples[-1]
-        samples, _ = _ensemble.checked_samples("expectation", samples, is_shared=False)
+        samples, _ = _inputs.checked_samples("expectation", samples, is_shared=False)
         estimator, closed_over = _with_closures(made, parameters, samples)
         parameters = (*parameters, *closed_over)
-        samples, ensemble = _prepared(estimator, parameters, samples, mask, weight, state, group)
+        samples, ensemble = _prepared(estimator, parameters, samples, Counts(mask, weight, state, group))
         return estimator.segments.shown(_differentiable_mean(estimator)(parameters, samples, ensemble))
 
     return expectation_fn
@@ -194,16 +181,16 @@ def boltzmann_value_and_grad(
         is not finite (outside of `jit`, where its index is named).
     """
     name = "boltzmann_value_and_grad"
-    _ensemble.checked_temperatures(name, kT)
+    _inputs.checked_temperatures(name, kT)
     made = _Estimator(name, energy_fn, observable_fn, kT, chunk_size, axis_name, num_halves=1 + crosses_halves)
 
     def value_and_grad(
         *parameters_and_samples, mask=None, weight=None, state=None, group=None, half=None
     ) -> tuple[Any, Any]:
         parameters, samples = parameters_and_samples[:-1], parameters_and_samples[-1]
-        _ensemble.checked_differentiable(name, parameters, argnums)
+        _inputs.checked_differentiable(name, parameters, argnums)
         parameters = _only_once(parameters)
-        samples, ensemble = _prepared(made, parameters, samples, mask, weight, state, group, half)
+        samples, ensemble = _prepared(made, parameters, samples, Counts(mask, weight, state, group, half))
         if excludes_non_finite:
             samples, ensemble = _without_non_finite(made, parameters, samples, ensemble)
         moments = made.moments(parameters, samples, ensemble)
@@ -306,7 +293,7 @@ class _Estimator(NamedTuple):
 
     @property
     def segments(self) -> Segments:
-        kT, has_states = _ensemble.checked_temperatures(self.name, self.kT)
+        kT, has_states = _inputs.checked_temperatures(self.name, self.kT)
         groups = self.energy_fn.num_groups if isinstance(self.energy_fn, Localized) else None
         return Segments(len(kT), groups or 1, has_states, groups is not None, self.num_halves)
 
@@ -325,7 +312,7 @@ class _Estimator(NamedTuple):
 
     def coefficients(self, parameters, samples, ensemble: Ensemble, moments: Moments):
         """−1/(k_B T) · 1/(1 − Σ p²) · p_i (g_i − ḡ) for every sample and neighborhood."""
-        kT, _ = _ensemble.checked_temperatures(self.name, self.kT)
+        kT, _ = _inputs.checked_temperatures(self.name, self.kT)
         kT = jnp.repeat(jnp.asarray(kT, moments.weight.dtype), self.segments.total // len(kT))
         scale = -1 / (kT * moments.correction * moments.weight)
         weight = ensemble.weight * scale[ensemble.segment]
@@ -408,75 +395,43 @@ class _Estimator(NamedTuple):
         return values if self.is_local else jax.tree.map(lambda leaf: leaf[:, None], values)
 
 
-def _prepared(
-    estimator: _Estimator, parameters, samples, mask, weight, state, group, half=None
-) -> tuple[Any, Ensemble]:
+def _prepared(estimator: _Estimator, parameters, samples, counts: Counts) -> tuple[Any, Ensemble]:
     """Samples as constants, and their weights and segments."""
-    samples, num_samples = _ensemble.checked_samples(estimator.name, samples, is_shared=estimator.axis_name is not None)
-    sample = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), samples)
-    given = (*parameters, sample)
-    num_neighborhoods = _ensemble.checked_shapes(
-        estimator.name, estimator._energy, estimator._observable, given, is_local=estimator.is_local
-    )
-    counts = _ensemble.checked_counts(estimator.name, mask, weight, (num_samples, num_neighborhoods))
-    segments, shape = estimator.segments, (num_samples,)
-    state = _ensemble.checked_index(
-        estimator.name, "state", state, segments.num_states if segments.has_states else None, (shape,)
-    )
-    if group is not None and jnp.ndim(group) == 1:
-        group = jnp.broadcast_to(jnp.asarray(group), (num_samples, num_neighborhoods))
-    group = _ensemble.checked_index(
+    return _inputs.prepared(
         estimator.name,
-        "group",
-        group,
-        segments.num_groups if segments.has_groups else None,
-        ((num_samples, num_neighborhoods),),
+        (estimator._energy, estimator._observable),
+        estimator.segments,
+        parameters,
+        samples,
+        counts,
+        is_local=estimator.is_local,
+        axis_name=estimator.axis_name,
     )
-    if estimator.num_halves == 2 and half is None:
-        position, total = _ensemble.global_index(num_samples, estimator.axis_name)
-        half = (2 * position >= total).astype(jnp.int32)
-    half = _ensemble.checked_index(estimator.name, "half", half, 2 if estimator.num_halves == 2 else None, (shape,))
-    ensemble = Ensemble(counts, segments.number(state, group, half))
-    return (samples if mask is None and weight is None else _ensemble.stand_in(samples, counts)), ensemble
 
 
 def _with_closures(estimator: _Estimator, parameters, samples) -> tuple[_Estimator, list]:
     """The estimator with values that its functions close over as further parameters, and these values."""
-    sample = jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], samples)
-    energy, energy_values = jax.closure_convert(estimator._energy, *parameters, sample)
-    observable, values = jax.closure_convert(estimator._observable, *parameters, sample)
-    if not energy_values and not values:
+    energy_fn, observable_fn, values = _inputs.without_closures(
+        estimator._energy, estimator._observable, parameters, samples
+    )
+    if not values:
         return estimator, []
-    num, num_energy = len(parameters), len(energy_values)
-
-    def split(given):
-        *given, sample = given
-        return given[:num], given[num : num + num_energy], given[num + num_energy :], sample
-
-    def energy_fn(*given):
-        own, closed_over, _, sample = split(given)
-        return energy(*own, sample, *closed_over)
-
-    def observable_fn(*given):
-        own, _, closed_over, sample = split(given)
-        return observable(*own, sample, *closed_over)
-
     marked = (
         estimator.energy_fn._replace(energies_fn=energy_fn) if isinstance(estimator.energy_fn, Localized) else energy_fn
     )
-    return estimator._replace(energy_fn=marked, observable_fn=Parametric(observable_fn)), [*energy_values, *values]
+    return estimator._replace(energy_fn=marked, observable_fn=Parametric(observable_fn)), values
 
 
 def _without_non_finite(estimator: _Estimator, parameters, samples, ensemble: Ensemble) -> tuple[Any, Ensemble]:
     """Samples and ensemble, with weight 0 for those whose energy is not finite."""
     is_finite = jnp.all(jnp.isfinite(_all_energies(estimator, parameters, samples)), axis=1, keepdims=True)
     weight = jnp.where(is_finite, ensemble.weight, 0)
-    return _ensemble.stand_in(samples, weight), ensemble._replace(weight=weight)
+    return stand_in(samples, weight), ensemble._replace(weight=weight)
 
 
 def _check_finite(estimator: _Estimator, num_broken, parameters, samples) -> None:
     """Raise for samples whose energy is not finite, where arrays are concrete."""
-    if not _ensemble.is_concrete(num_broken) or num_broken == 0:
+    if not is_concrete(num_broken) or num_broken == 0:
         return
     is_broken = ~jnp.isfinite(_all_energies(estimator, parameters, samples))
     indices = np.flatnonzero(np.asarray(is_broken).any(axis=1))

@@ -13,13 +13,28 @@ from stablejax.space import OPEN, Space, safe_norm
 from stablejax.types import Array, Bool, Float, Frame, Int, Key
 
 
+def neighborhood_energies(
+    atom_energy: Float[Array, " atom"], member: Bool[Array, "neighborhood atom"] | Int[Array, "neighborhood member"]
+) -> Float[Array, " neighborhood"]:
+    """U(γ) = Σ_{i ∈ γ} U_i (A.2) from the energies of the atoms.
+
+    Args:
+      atom_energy: eV.
+      member: mask of the atoms of each neighborhood, or their indices, padded with −1.
+    """
+    member = jnp.asarray(member)
+    if member.dtype == bool:
+        return jnp.sum(jnp.where(member, atom_energy, 0), axis=1)
+    return jnp.sum(jnp.where(member >= 0, atom_energy[member], 0), axis=1)
+
+
 def nearest_molecules(
     molecule: Int[np.ndarray, " atom"], *, num_molecules: int, space: Space = OPEN
 ) -> Callable[[Frame], Int[Array, "molecule member"]]:
     """The atoms of each molecule and of those nearest to it, `num_molecules` in all, as indices.
 
     The distance of two molecules is that of their first atoms. Membership is a constant of the frame, not
-    differentiated. The result is an argument of `boltzmann.neighborhood_energies`.
+    differentiated. The result is an argument of `neighborhood_energies`.
 
     Args:
       molecule: number of the molecule of each atom; see `topology.find_molecules`. All have the same number of atoms.

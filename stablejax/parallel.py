@@ -80,29 +80,23 @@ def map_replicas(
       mesh: devices to shard the replicas over, by their axis `replica`. Their number has to divide that of replicas.
       is_active: of one replica's pytree, whether `fn` has work to do, as `advance` has with a replica that is not
         frozen. On each device replicas with work are sorted to the front, so that the others share as few batches with
-        them as possible; without `batch_size` they run as a batch of a half, a quarter or an eighth of the replicas
-        where they fit. None: all have work.
+        them as possible; without `batch_size` the batches are of a half, a quarter or an eighth of the replicas, the
+        smallest that divides them and holds those with work. None: all have work.
     """
 
-    def in_order(shared, many):
-        one_fn = lambda one: fn(shared, one)  # noqa: E731
-        if batch_size is None:
-            return jax.vmap(one_fn)(many)
-        # A batch of one is a plain loop, in which frozen replicas are skipped.
-        return lax.map(one_fn, many, batch_size=None if batch_size == 1 else batch_size)
-
     def mapped(shared, many):
+        one_fn = lambda one: fn(shared, one)  # noqa: E731
         if is_active is None or batch_size == 1:
-            return in_order(shared, many)
+            return _in_batches(one_fn, batch_size, many)
         has_work = jax.vmap(is_active)(many)
         order = jnp.argsort(~has_work, stable=True)
         many = jax.tree.map(lambda leaf: leaf[order], many)
         if batch_size is None:
             widths = _widths(len(order))
-            runs = [partial(_run_apart, partial(in_order, shared), width) for width in widths]
+            runs = [partial(_in_batches, one_fn, width) for width in widths]
             done = lax.switch(jnp.searchsorted(jnp.asarray(widths), jnp.sum(has_work)), runs, many)
         else:
-            done = in_order(shared, many)
+            done = _in_batches(one_fn, batch_size, many)
         return jax.tree.map(lambda leaf: leaf[jnp.argsort(order)], done)
 
     if mesh is None:
@@ -123,16 +117,16 @@ def map_replicas(
 
 
 def _widths(num_replicas: int) -> list[int]:
-    """An eighth, a quarter, a half and all of them, rounded up, each once."""
-    return sorted({-(-num_replicas // parts) for parts in (8, 4, 2, 1)})
+    """An eighth, a quarter, a half and all of them, where these are whole numbers: each width is compiled once."""
+    return [num_replicas // parts for parts in (8, 4, 2, 1) if num_replicas % parts == 0]
 
 
-def _run_apart(fn: Callable, width: int, many):
-    """`fn` of the first `width` and of the rest, sequentially."""
-    if width == jax.tree.leaves(many)[0].shape[0]:
-        return fn(many)
-    first, rest = jax.tree.map(lambda leaf: leaf[:width], many), jax.tree.map(lambda leaf: leaf[width:], many)
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts), fn(first), fn(rest))
+def _in_batches(one_fn: Callable, batch_size: int | None, many):
+    """`one_fn` of all on axis 0, sequentially over batches of that size. None: one batch."""
+    if batch_size is None or batch_size == len(jax.tree.leaves(many)[0]):
+        return jax.vmap(one_fn)(many)
+    # A batch of one is a plain loop, in which frozen replicas are skipped.
+    return lax.map(one_fn, many, batch_size=None if batch_size == 1 else batch_size)
 
 
 def replica_mesh(devices: list[jax.Device] | None = None) -> Mesh:

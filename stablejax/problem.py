@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from stablejax.boltzmann import Localized, Parametric, localized, neighborhood_energies
+from stablejax.boltzmann import Localized, Parametric, localized
 from stablejax.losses import Labeled, LabelErrors, energy_and_force_loss
+from stablejax.neighborhoods import neighborhood_energies
 from stablejax.potential import Potential
 from stablejax.types import Array, Criterion, Float, Frame, Int, ObservableFn, Params
 

@@ -44,6 +44,7 @@ ORDER = (
     "reweighting",
     "collective",
     "_ensemble",
+    "_inputs",
     "boltzmann",
     "uncertainty",
     "losses",

@@ -13,6 +13,7 @@ import tiny
 
 from experiments import systems
 from experiments.benchmarks import (
+    commits,
     estimator,
     md_accuracy,
     md_methods,
@@ -190,3 +191,46 @@ def test_epochs_of_learning_shared_between_devices():
     assert alone == pytest.approx(sum(times[part, 1] for part in ("simulate", "gradient", "qm_gradient")))
     assert len(by_metric(rows, "epoch_s", devices=4)) == 1  # more devices than replicas
     assert by_metric(rows, "parallel_efficiency", devices=1) == pytest.approx([1, 1])
+
+
+def version(folder, seconds):
+    """A repository whose benchmark writes the seconds of each of its runs, in order."""
+    package = folder / "experiments" / "benchmarks"
+    package.mkdir(parents=True)
+    for part in (package.parent, package):
+        (part / "__init__.py").touch()
+    (package / "line.py").write_text(
+        "import json, pathlib, sys\n"
+        f"times = {seconds}\n"
+        "done = pathlib.Path('done')\n"
+        "number = int(done.read_text()) if done.exists() else 0\n"
+        "done.write_text(str(number + 1))\n"
+        "rows = [{'metric': 'time_s', 'value': times[number], 'low': 0.0, 'unit': 's', 'method': m} for m in 'ab']\n"
+        "rows.append({'metric': 'speedup', 'value': 1.0})\n"
+        "rows[1]['size'] = sys.argv[1]\n"
+        "pathlib.Path(sys.argv[sys.argv.index('--json') + 1]).write_text(json.dumps({'rows': rows}))\n"
+    )
+    return folder
+
+
+def test_versions_are_compared_pair_by_pair(tmp_path, monkeypatch):
+    before, after = version(tmp_path / "before", [1.0, 2.0, 8.0]), version(tmp_path / "after", [3.0, 2.0, 2.0])
+    monkeypatch.setattr(commits, "HERE", after)
+    record = tmp_path / "record.json"
+    command = f"commits --before {before} --json {record} line 7".split()
+    monkeypatch.setattr("sys.argv", command)
+    commits.main()
+    about = {"metric": "time_s_ratio", "value": 1.0, "low": 0.25, "high": 3.0}
+    written = json.loads(record.read_text())
+    assert written["rows"] == [about | {"method": "a"}, about | {"method": "b", "size": "7"}]
+    assert written["config"]["before"] == "unknown"
+
+
+def test_versions_without_a_common_figure_are_refused(tmp_path, monkeypatch, capsys):
+    before, after = version(tmp_path / "before", [1.0]), version(tmp_path / "after", [1.0])
+    monkeypatch.setattr(commits, "HERE", after)
+    for command, message in (("", "got none"), ("other", "has no benchmark other"), ("line 7", "no figure of flops")):
+        monkeypatch.setattr("sys.argv", f"commits --before {before} --pairs 1 --metrics flops {command}".split())
+        with pytest.raises(SystemExit):
+            commits.main()
+        assert message in capsys.readouterr().err

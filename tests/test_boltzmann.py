@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from stablejax import boltzmann_grad, boltzmann_value_and_grad, expectation, localized
-from stablejax.boltzmann import neighborhood_energies, parametric
+from stablejax.boltzmann import parametric
+from stablejax.neighborhoods import neighborhood_energies
 
 KT = 0.7
 

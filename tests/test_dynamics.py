@@ -265,7 +265,8 @@ def test_putting_frozen_replicas_aside_changes_nothing(batch_size, is_sharded):
 
 def test_replicas_with_work_run_on_the_least_width_that_holds_them():
     assert parallel._widths(16) == [2, 4, 8, 16]
-    assert parallel._widths(3) == [1, 2, 3]
+    assert parallel._widths(12) == [3, 6, 12]
+    assert parallel._widths(3) == [3]
     widths, has_work_behind = [], []
 
     def fn(_, one):
@@ -273,12 +274,12 @@ def test_replicas_with_work_run_on_the_least_width_that_holds_them():
 
     def counting(fn, width, many):
         jax.debug.callback(lambda many: (widths.append(width), has_work_behind.append((many[width:] > 0).any())), many)
-        return run_apart(fn, width, many)
+        return in_batches(fn, width, many)
 
-    run_apart = parallel._run_apart
+    in_batches = parallel._in_batches
     mapped = parallel.map_replicas(fn, is_active=lambda one: one > 0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parallel, "_run_apart", counting)
+        patch.setattr(parallel, "_in_batches", counting)
         for num_active in (0, 1, 2, 3, 5, 8, 9, 16):
             many = jnp.where(jnp.arange(16) < num_active, 5, 0)[::-1]
             np.testing.assert_array_equal(jax.jit(mapped)(None, many), many)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from stablejax import bind, boltzmann_value_and_grad, localized, neighborhoods, topology
-from stablejax.boltzmann import neighborhood_energies
 from stablejax.models.schnet import SchNet
+from stablejax.neighborhoods import neighborhood_energies
 from stablejax.observables import structure
 from stablejax.space import OPEN, Pairs, periodic
 from stablejax.types import Frame

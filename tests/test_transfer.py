@@ -128,7 +128,7 @@ def test_the_record_has_every_figure_of_each_temperature(finished, transferred):
         assert rows["ratio_median_first_passage", None]["kind"] in ("between", "at least", "at most", "unknown")
         assert 0 <= rows["logrank_p", None]["value"] <= 1
         assert rows["reference_effective_frames", None]["frames"] == 7500
-        assert not [metric for metric, _ in rows if metric.startswith("vacf")]
+        assert not [metric for metric, _ in rows if metric.startswith(("vacf", "energy_mae", "force_mae"))]
 
 
 def test_at_its_own_temperature_stability_is_that_of_the_run(finished, transferred):
@@ -199,6 +199,19 @@ def test_a_run_that_is_not_finished_is_refused(tmp_path):
         with pytest.raises(SystemExit, match=f"error: --run has to be .* finished run, got .*, which has no {name}:"):
             transfer.main([f"--run={tmp_path}"])
         (tmp_path / name).touch()
+
+
+def test_a_run_of_a_version_with_other_fields_is_refused(finished, tmp_path):
+    run_dir, _ = finished
+    for name in transfer.NEEDED:
+        (tmp_path / name).write_bytes((run_dir / name).read_bytes())
+    about = json.loads((tmp_path / "config.json").read_text())
+    del about["config"]["stability"], about["config"]["md"]["timestep_fs"]
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    with pytest.raises(
+        SystemExit, match="expected the config of a run of this version, got one without md.timestep_fs, "
+    ):
+        transfer.main([f"--run={tmp_path}"])
 
 
 def test_a_liquid_is_refused(finished):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict, config_dict
 
+OF_THE_MACHINE = ("run_dir", "host_devices", "cluster")
+"""Fields that say where an experiment runs, not what it is: they are not kept with its results."""
+
 
 def get_config() -> ConfigDict:
     """Fields that have no sensible common value are placeholders, None until they are set."""
