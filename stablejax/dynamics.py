@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from stablejax.integrators import Integrator, force_fn
-from stablejax.neighbors import NeighborList
+from stablejax.neighbors import NeighborList, any_side_by_side
 from stablejax.types import Array, Bool, Criterion, Float, Frame, Int, Key, Position, stateful
 
 
@@ -135,10 +135,14 @@ def _begin(integrator: Integrator, prepared: Any, replica: Replica) -> _Carry:
     listed = _listed(integrator, replica.md.position)
     if listed is not None:
         # A replica that was paused at its start has no forces yet, even where `restart` has cleared the flag.
-        lacks_forces = ~jnp.all(jnp.isfinite(replica.md.force))
-        force = force_fn(integrator.potential)(replica.md.position, prepared=prepared, listed=listed)
-        md = replica.md.set(force=jnp.where(lacks_forces, force, replica.md.force))
-        replica = replica._replace(md=md)
+        md = replica.md
+        lacks_forces = ~jnp.all(jnp.isfinite(md.force))
+        force = lax.cond(
+            any_side_by_side(lacks_forces),
+            lambda: force_fn(integrator.potential)(md.position, prepared=prepared, listed=listed),
+            lambda: md.force,
+        )
+        replica = replica._replace(md=md.set(force=jnp.where(lacks_forces, force, md.force)))
     replica = replica._replace(did_overflow=jnp.zeros_like(replica.did_overflow))
     return _Carry(replica, listed, jnp.zeros_like(replica.did_overflow))
 

@@ -72,7 +72,7 @@ def neighbor_lists(num_atoms: int, *, cutoff: float, skin: float, num_pairs: int
     def step(listed, position, is_active, is_wanted):
         # The list covers half of the skin; the remaining quarter is for the next step.
         is_due = is_active & (is_wanted | (furthest(listed, position) > 0.25 * skin))
-        return lax.cond(_any_side_by_side(is_due), lambda: init(position), lambda: listed)
+        return lax.cond(any_side_by_side(is_due), lambda: init(position), lambda: listed)
 
     covers = lambda listed, position: furthest(listed, position) <= 0.5 * skin  # noqa: E731
     return NeighborLists(init, step, covers, num_pairs)
@@ -106,12 +106,12 @@ def most_pairs(
 
 
 @jax.custom_batching.custom_vmap
-def _any_side_by_side(flag: Bool[Array, ""]) -> Bool[Array, ""]:
+def any_side_by_side(flag: Bool[Array, ""]) -> Bool[Array, ""]:
     """The flag; under `vmap` whether it is set anywhere, not batched, so that `lax.cond` stays a branch."""
     return flag
 
 
-@_any_side_by_side.def_vmap
+@any_side_by_side.def_vmap
 def _any_of_all(axis_size, in_batched, flag):
     del axis_size, in_batched
-    return _any_side_by_side(jnp.any(flag)), False
+    return any_side_by_side(jnp.any(flag)), False

@@ -151,6 +151,35 @@ def test_a_replica_that_starts_with_an_overflow_gets_its_forces_later_and_is_not
     np.testing.assert_allclose(restarted.md.position, expected.md.position, atol=1e-5)
 
 
+@pytest.mark.parametrize("batch_size", [None, 1])
+def test_a_call_evaluates_forces_once_a_step(batch_size):
+    """And none to begin with, where forces are known: a call of one step would cost two."""
+    evaluations = []
+
+    def counted(params, position, pairs):
+        one = jax.pure_callback(
+            lambda x: evaluations.append(x.shape) or np.ones(x.shape[:-2], x.dtype),
+            jax.ShapeDtypeStruct((), position.dtype),
+            jax.lax.stop_gradient(position),
+            vmap_method="expand_dims",
+        )
+        return one * soft_spheres(params, position, pairs)
+
+    potential = from_atom_energies(counted, num_atoms=NUM_ATOMS, cutoff=CUTOFF, space=SPACE)
+    integrator = integrators.langevin(
+        potential.with_lists(skin=0.6, num_pairs=2016), MASS, kT=KT, timestep=DT, friction=0.01
+    )
+    keys = jax.random.split(jax.random.key(0), 2)
+    replicas = jax.vmap(lambda key: dynamics.init_replica(integrator, key, START, None))(keys)
+    evaluations.clear()
+
+    def go_on(_, replica):
+        return dynamics.advance(integrator, never, None, replica, replica.step + 3)
+
+    jax.block_until_ready(jax.jit(parallel.map_replicas(go_on, batch_size=batch_size))(None, replicas))
+    assert len(evaluations) == 3 * (len(keys) if batch_size else 1)
+
+
 def test_a_list_says_when_there_are_more_pairs_than_it_holds():
     num_pairs = most_pairs(START[None], **REACH, margin=1.0)
     for capacity, does_overflow in ((num_pairs, False), (num_pairs - 1, True)):
