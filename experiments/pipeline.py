@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from experiments import checkpoints, potentials, processes, provenance, report, systems
 from experiments.configs import common
+from experiments.failures import FailureFile
 from experiments.progress import Progress
 from experiments.stages import evaluate, pretrain, stabilize
 from experiments.stages.evaluate import Evaluation, Evaluator, Schedule
@@ -33,6 +34,7 @@ class _Plan(NamedTuple):
     evaluation: Schedule
     training: Settings
     num_replicas: int  # of training
+    max_failures: int  # kept of each evaluation
 
 
 def run(config: ConfigDict) -> dict:
@@ -49,6 +51,7 @@ def run(config: ConfigDict) -> dict:
         evaluation=schedule,
         training=stabilize.settings_of(config, system),
         num_replicas=config.stable.num_replicas,
+        max_failures=config.evaluate.max_failures,
     )
     _claim(run_dir, config)
     progress = Progress(run_dir / "metrics.jsonl", is_silent=not processes.is_first())
@@ -89,13 +92,13 @@ def _stages(
         like=jax.eval_shape(system.problem.potential.init, base.key_for(plan.pretraining.seed, "model")),
     )
     evaluator = evaluate.build(plan.evaluation, system)
-    before, evaluator = _evaluate(run_dir, "before", evaluator, params, progress)
+    before, evaluator = _evaluate(run_dir, "before", evaluator, params, progress, plan.max_failures)
 
     progress.stage("StABlE training")
     refined, course, system = _stabilize(run_dir, plan, evaluator.system, params, progress)
     if system is not evaluator.system:
         evaluator = evaluate.build(plan.evaluation, system)
-    after, _ = _evaluate(run_dir, "after", evaluator, refined, progress)
+    after, _ = _evaluate(run_dir, "after", evaluator, refined, progress, plan.max_failures)
     return before, after, course
 
 
@@ -128,14 +131,18 @@ def _cached(path: Path, make: Callable, like):
 
 
 def _evaluate(
-    run_dir: Path, phase: str, evaluator: Evaluator, params, progress: Progress
+    run_dir: Path, phase: str, evaluator: Evaluator, params, progress: Progress, max_failures: int
 ) -> tuple[Evaluation, Evaluator]:
     progress.stage(f"evaluation {phase}")
     path = run_dir / f"evaluation_{phase}.npz"
     if processes.agree(path.exists()):
         return _saved_evaluation(path), evaluator
     made, evaluator = evaluate.run_evaluation(
-        evaluator, params, progress, on_longer_lists=partial(_save_lists, run_dir)
+        evaluator,
+        params,
+        progress,
+        on_longer_lists=partial(_save_lists, run_dir),
+        failure_file=FailureFile(run_dir / f"failures_{phase}.xyz", max_failures=max_failures),
     )
     checkpoints.save(path, made)
     return made, evaluator

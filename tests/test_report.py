@@ -267,3 +267,10 @@ def test_an_entry_of_the_simulation_has_no_figures_of_learning():
         "num_quarantined": int(info.num_quarantined),
         "simulated_ps": 1.5,
     }
+
+
+def test_page_links_the_frames_of_failures_that_were_kept(tmp_path):
+    record, runs = made()
+    (tmp_path / "failures_after.xyz").touch()
+    text = report.write_page(tmp_path, facts(), record, runs, COURSE).read_text(encoding="utf-8")
+    assert re.findall(r'href="([^"]+)"', text) == ["failures_after.xyz"]

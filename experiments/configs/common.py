@@ -92,5 +92,6 @@ def get_config() -> ConfigDict:
     evaluate.horizon_ps = 300.0  # a replica that is stable until then is censored
     evaluate.frame_spacing_fs = 10.0  # of the frames that observables are taken from
     evaluate.chunk_ps = 1.0  # simulated between two checks by the host; also the window of the VACF and of motion
+    evaluate.max_failures = 8  # replicas whose frames around the failure are kept, in failures_PHASE.xyz; 0: none
     evaluate.vacf_window_fs = 500.0  # largest lag of the velocity autocorrelation function
     return config

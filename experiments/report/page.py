@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -35,17 +36,19 @@ def write_page(run_dir: Path, facts: Facts, record: dict, runs: Runs, course: li
     plots.figure_3(facts, runs, course).savefig(buffer, format="png", dpi=110)
     (run_dir / "figure.png").write_bytes(buffer.getvalue())
     path = run_dir / "report.html"
-    path.write_text(make_page(facts, record, buffer.getvalue()), encoding="utf-8")
+    files = [name for name in FAILURES if (run_dir / name).exists()]
+    path.write_text(make_page(facts, record, buffer.getvalue(), failures=files), encoding="utf-8")
     return path
 
 
-def make_page(facts: Facts, record: dict, picture: bytes) -> str:
+def make_page(facts: Facts, record: dict, picture: bytes, *, failures: Sequence[str] = ()) -> str:
     """The page as HTML.
 
     Args:
       facts: of the experiment.
       record: of the run.
       picture: the figure, PNG.
+      failures: files with frames of failed replicas, beside the page.
     """
     text = {
         "title": f"{facts.name}, seed {facts.seed}",
@@ -60,10 +63,12 @@ def make_page(facts: Facts, record: dict, picture: bytes) -> str:
         "figure": base64.b64encode(picture).decode(),
         "table": _table(record, facts.measures),
         "stages": _stages(record),
+        "failures": _failures(failures),
     }
     return _template().substitute(parts)
 
 
+FAILURES = ("failures_before.xyz", "failures_after.xyz")
 FIRST_ROWS = (
     ("median_first_passage_ps", "median stable time (ps)", "{:.2f}"),
     ("mean_first_passage_ps", "mean stable time, censored at the horizon (ps)", "{:.2f}"),
@@ -111,6 +116,13 @@ def _cell(row: dict | None, form: str) -> str:
 def _stages(record: dict) -> str:
     rows = [row for row in record["rows"] if row["metric"] == "stage_wall_s"]
     return "\n".join(_line(row["stage"], number(row, "{:.0f}")) for row in rows)
+
+
+def _failures(files: Sequence[str]) -> str:
+    if not files:
+        return ""
+    links = " and ".join(f'<a href="{html.escape(name)}">{html.escape(name)}</a>' for name in files)
+    return f"<p>Frames before, at and after a violation, to be labeled by a quantum-chemistry code: {links}.</p>"
 
 
 def _ran_on(record: dict) -> str:

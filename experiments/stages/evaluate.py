@@ -12,7 +12,8 @@ import numpy as np
 from jax import lax
 from ml_collections import ConfigDict
 
-from experiments import memory, processes
+from experiments import failures, memory, processes
+from experiments.failures import FailureFile, Point, replayer
 from experiments.progress import Progress
 from experiments.systems import base
 from experiments.systems.base import System
@@ -72,6 +73,7 @@ class Evaluator(NamedTuple):
     prepare: Callable[[Params], Any]
     start: Callable[[Any], Replica]
     run_chunk: Callable[[Any, Replica], tuple[Replica, ChunkStatistics]]
+    replay: Callable[..., tuple[Replica, Point]]  # see `failures.replayer`
 
 
 def schedule_of(config: ConfigDict) -> Schedule:
@@ -121,7 +123,7 @@ def build(schedule: Schedule, system: System) -> Evaluator:
     position = system.data.starts(system.data.split.test, schedule.num_replicas)
     keys = jax.random.split(base.key_for(schedule.seed, "evaluate"), schedule.num_replicas)
     start_all = jax.jit(lambda prepared: start(prepared, (keys, position)))
-    return Evaluator(system, schedule, jax.jit(form.prepare), start_all, run_chunk)
+    return Evaluator(system, schedule, jax.jit(form.prepare), start_all, run_chunk, replayer(system, integrator))
 
 
 def _run_one(
@@ -152,6 +154,7 @@ def run_evaluation(
     progress: Progress,
     *,
     on_longer_lists: Callable[[Problem], None] = lambda _: None,
+    failure_file: FailureFile | None = None,
 ) -> tuple[Evaluation, Evaluator]:
     """First passage from held-out starts, and observables of the frames before it.
 
@@ -160,6 +163,7 @@ def run_evaluation(
       params: of the potential.
       progress: updated after every chunk.
       on_longer_lists: called with the problem whenever its lists were lengthened.
+      failure_file: keeps the last frames of replicas that fail. None: they are not kept.
 
     Returns:
       The results, and the evaluator with the neighbor lists that it needed.
@@ -174,12 +178,16 @@ def run_evaluation(
     memory.check("the evaluation", evaluator.run_chunk, (prepared, replicas), advice)
     chunks: list[ChunkStatistics] = []
     while len(chunks) < schedule.num_chunks:
-        before, (replicas, stats) = replicas, evaluator.run_chunk(prepared, replicas)
+        # The chunk takes the buffers of its replicas, unless there are neighbor lists.
+        before = jax.tree.map(jnp.copy, replicas)
+        replicas, stats = evaluator.run_chunk(prepared, replicas)
         if int(stats.num_overflows):
             progress.say("a neighbor list overflowed: lists are made longer and the chunk is repeated")
             evaluator, replicas = build(schedule, with_longer_lists(evaluator.system)), before
             on_longer_lists(evaluator.system.problem)
             continue
+        if failure_file is not None and failure_file.room:
+            failure_file.add(failures.find(evaluator.system, evaluator.replay, prepared, before, replicas))
         chunks.append(jax.tree.map(lambda x: x.astype(np.float64), processes.to_host(stats)))
         fraction = _report(progress, schedule, len(chunks), replicas)
         if fraction == 1:
