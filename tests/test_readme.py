@@ -99,6 +99,19 @@ def test_tables_of_results_are_those_of_the_records(page, names, rows):
     assert [line for line in (ROOT / page).read_text().splitlines() if line in lines] == lines
 
 
+def test_the_table_of_temperatures_is_that_of_the_record():
+    record = json.loads((ROOT / "experiments" / "results" / "aspirin_seed0_transfer.json").read_text())
+    finds = [
+        report.finder({"rows": [row for row in record["rows"] if row["temperature_K"] == temperature_K]})
+        for temperature_K in (350.0, 700.0)
+    ]
+    frames = ("frames that the reference is worth", lambda find: f"{find('reference_effective_frames')['value']:.0f}")
+    angles = MOTION[1]
+    rows = [*STABILITY[:4], ("h(r) MAE (1/Å)", change("h_r_mae", "{:.4f}")), angles, MOTION[2], frames]
+    lines = [f"| {name} | {' | '.join(map(cell, finds))} |" for name, cell in rows]
+    assert [line for line in (ROOT / "docs" / "systems.md").read_text().splitlines() if line in lines] == lines
+
+
 def test_the_table_of_training_is_that_of_the_record():
     record = json.loads((ROOT / "experiments" / "results" / "training.json").read_text())
     lines = []
