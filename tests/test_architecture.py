@@ -52,6 +52,7 @@ ORDER = (
     "updates",
     "problem",
     "simulate",
+    "guard",
     "learn",
     "stable",
     "survival",
