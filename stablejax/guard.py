@@ -221,7 +221,7 @@ def _noted(state: GuardState, epoch: Epoch) -> GuardState:
     fraction = epoch.fraction_unstable.astype(state.best_fraction.dtype)
     loss = epoch.info.observable_loss
     loss = jnp.where(jnp.isfinite(loss), loss, jnp.inf).astype(state.best_loss.dtype)
-    is_better = (fraction < state.best_fraction) | ((fraction == state.best_fraction) & (loss < state.best_loss))
+    is_better = (fraction < state.best_fraction) | ((fraction == state.best_fraction) & (loss <= state.best_loss))
     return state._replace(
         good=epoch.before,
         best=choose(is_better, epoch.before, state.best),

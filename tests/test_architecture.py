@@ -35,6 +35,7 @@ ORDER = (
     "forms",
     "integrators",
     "dynamics",
+    "failures",
     "parallel",
     "observables.structure",
     "observables.transport",
