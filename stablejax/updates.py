@@ -111,9 +111,11 @@ def make_updates(
 
     def update(moving: _Moving, evaluated, rate_scale, has_observable) -> _Moving:
         (_, observable_gradient), (_, qm_gradient) = evaluated
-        observable_gradient = jax.tree.map(lambda g: jnp.where(has_observable, g, 0), observable_gradient)
         state = moving.state
-        gradient = gradients.combine(observable_gradient, qm_gradient)
+        # Chosen after they are combined: before, XLA rounds the gradient differently.
+        nothing = jax.tree.map(jnp.zeros_like, observable_gradient)
+        both, alone = (gradients.combine(some, qm_gradient) for some in (observable_gradient, nothing))
+        gradient = jax.tree.map(lambda a, b: jnp.where(has_observable, a, b), both, alone)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
         updates = jax.tree.map(lambda u: u * rate_scale.astype(u.dtype), updates)
         new = UpdateState(optax.apply_updates(state.params, updates), optimizer_state)
