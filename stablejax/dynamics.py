@@ -95,6 +95,21 @@ def frame_of(md: Any, energy: Float[Array, "*replica"] | None = None) -> Frame:
     return Frame(md.position, md.velocity, md.force, energy)
 
 
+def violates(integrator: Integrator, criterion: Criterion, prepared: Any, replica: Replica) -> Bool[Array, ""]:
+    """Whether the frame at which a replica stands violates the criterion, or its value is not finite.
+
+    Args:
+      integrator: see `integrators.langevin` and `integrators.nose_hoover`.
+      criterion: unstable above 0.
+      prepared: from `integrator.potential.prepare`.
+      replica: from `init_replica`.
+    """
+    md = replica.md
+    energy = integrator.potential.prepared_energy(prepared, md.position, _listed(integrator, md.position))
+    _, violation = stateful(criterion).step(replica.criterion, frame_of(md, energy))
+    return ~(violation <= 0)
+
+
 def advance(
     integrator: Integrator,
     criterion: Criterion,

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from stablejax import guard
 from stablejax.boltzmann import boltzmann_value_and_grad
 from stablejax.dynamics import Replica
+from stablejax.guard import Epoch, Guard, GuardState, Verdict
 from stablejax.losses import Labeled, observable_loss
 from stablejax.neighborhoods import balanced_subsample
 from stablejax.parallel import Execution
@@ -65,6 +67,7 @@ class Learning(NamedTuple):
     min_rate_scale: float = 0.04  # the phase ends when the plateau has lowered the rate to this
     freeze_above: float = math.inf  # frames count until the criterion exceeds this value, in its unit
     noise: Noise = Noise()
+    guard: Guard = Guard()
 
 
 class LearnState(NamedTuple):
@@ -74,6 +77,7 @@ class LearnState(NamedTuple):
     plateau: Any
     epoch: Int[Array, ""]  # epochs of the present phase
     num_rounds: Int[Array, ""]  # multiple of t that the next epoch simulates
+    guard: GuardState
 
 
 class Endpoints(NamedTuple):
@@ -84,10 +88,11 @@ class Endpoints(NamedTuple):
 
 
 class LearnInfo(NamedTuple):
-    """Statistics of an epoch, before its update."""
+    """Statistics of an epoch, before its update, and what was found wrong with it."""
 
     fraction_unstable: Float[Array, ""]
     num_steps: Int[Array, ""]  # replica-steps taken
+    most_steps: Int[Array, ""]  # of one replica
     num_quarantined: Int[Array, ""]
     num_overflows: Int[Array, ""]  # see `SimulateInfo`
     num_rounds: Int[Array, ""]  # multiple of t that was simulated
@@ -95,6 +100,9 @@ class LearnInfo(NamedTuple):
     updates: UpdateInfo
     signal_to_noise: Float[Array, ""]  # of ∇L_obs; NaN where it is not estimated
     rate_scale: Float[Array, ""]  # factor on the learning rate
+    fault: Int[Array, ""]  # what went wrong, see `guard.FAULTS`; 0: nothing
+    num_rollbacks: Int[Array, ""]  # returns to the last good parameters, this one included
+    gives_up: Bool[Array, ""]  # training ends: too many returns, or nothing moves
     ends_cycle: Bool[Array, ""]
     endpoints: Endpoints | None  # what the next cycle begins with; None after `stable_training` has used them
 
@@ -114,24 +122,35 @@ def learn_phase(problem: Problem, engine: Engine, settings: Learning) -> LearnPh
     steps, and updates the parameters. The phase ends when at most a fraction `min_unstable` of the replicas became
     unstable, the rate has fallen to `min_rate_scale`, or after `max_epochs`.
 
+    An epoch has gone wrong if the force error on the static set exceeds its bound, if no sample counts where there were
+    some with the parameters before, or if its update is not finite. Then parameters and optimizer go back to those
+    before the last epoch that had not, with a smaller rate for the rest of training. The update that ends a phase is
+    measured before it is kept, by one more pass over the frames. Parameters that no longer change end the phase, or
+    training if they did not in the whole phase. See `Guard`, and `guard.decide` for the parameters that remain.
+
     Args:
       problem: what is learned.
       engine: see `simulate.make_engine`.
       settings: S, f_min, α, λ and the rest.
 
     Raises:
-      ValueError: S does not divide t, or f_min is not a fraction.
+      ValueError: S does not divide t, f_min is not a fraction, or the settings of the guard make no sense.
     """
     _check(settings, engine.steps_per_epoch)
     updates = _updates_of(problem, engine.execution, settings.optimization)
     signal_to_noise = _signal_to_noise(problem, engine.execution, settings.noise)
     plateau = optax.contrib.reduce_on_plateau(factor=settings.plateau_factor, patience=settings.plateau_patience)
 
+    qm_loss = problem.qm_loss()
+
     def begin(state: LearnState) -> LearnState:
-        return state._replace(plateau=plateau.init(state.updates.params), epoch=jnp.int32(0))
+        return state._replace(
+            plateau=plateau.init(state.updates.params), epoch=jnp.int32(0), guard=guard.begin(state.guard)
+        )
 
     def init(params: Params) -> LearnState:
-        return begin(LearnState(updates.init(params), None, jnp.int32(0), jnp.int32(1)))
+        first = updates.init(params)
+        return LearnState(first, plateau.init(params), jnp.int32(0), jnp.int32(1), guard.init(first))
 
     def step(
         state: LearnState, rewound: Replica, frames: Labeled, key: Key, *, num_rounds: int = 1
@@ -140,26 +159,33 @@ def learn_phase(problem: Problem, engine: Engine, settings: Learning) -> LearnPh
         prepared = engine.prepare(params)
         replicas, samples, is_valid = _samples(engine, settings, prepared, rewound, num_rounds)
         mask = _counted(problem, key, samples, is_valid)
-        rate_scale = state.plateau.scale * settings.rate_schedule(state.epoch)
+        rate_scale = state.plateau.scale * settings.rate_schedule(state.epoch) * state.guard.rate_scale
         updated, update_info = updates.step(state.updates, rate_scale, samples, mask, frames)
-        _, plateau_state = plateau.update(params, state.plateau, value=update_info.observable_loss)
+        _, improved = plateau.update(params, state.plateau, value=update_info.observable_loss)
         ratio = signal_to_noise(params, samples, mask, len(replicas.step))
-        fraction = jnp.mean(replicas.is_unstable)
+        fraction, num_samples, taken = jnp.mean(replicas.is_unstable), jnp.sum(is_valid), replicas.step - rewound.step
+        epoch = Epoch(state.updates, updated, frames, fraction, num_samples, update_info)
+        judged = _judged(settings, qm_loss, state, epoch, improved)
         info = LearnInfo(
             fraction_unstable=fraction,
-            num_steps=jnp.sum(replicas.step - rewound.step),
+            num_steps=jnp.sum(taken),
+            most_steps=jnp.max(taken),
             num_quarantined=jnp.sum(~replicas.is_finite),
             num_overflows=num_overflows(engine, replicas),
             num_rounds=jnp.int32(num_rounds),
-            num_samples=jnp.sum(is_valid),
+            num_samples=num_samples,
             updates=update_info,
             signal_to_noise=ratio,
             rate_scale=rate_scale,
-            ends_cycle=_ends(settings, fraction, plateau_state.scale, state.epoch + 1),
+            fault=judged.fault,
+            num_rollbacks=judged.verdict.guard.num_rollbacks,
+            gives_up=judged.verdict.gives_up,
+            ends_cycle=judged.ends_cycle,
             endpoints=Endpoints(replicas, _checkpoint(engine, prepared, rewound, replicas, num_rounds)),
         )
         rounds = _next_rounds(settings.noise, ratio, num_rounds)
-        return LearnState(updated, plateau_state, state.epoch + 1, rounds), info
+        updated, guarded, _ = judged.verdict
+        return LearnState(updated, judged.plateau, state.epoch + 1, rounds, guarded), info
 
     return LearnPhase(init, step, begin)
 
@@ -195,6 +221,33 @@ def _check(settings: Learning, steps_per_epoch: int) -> None:
             "`Noise`: `wanted_signal_to_noise` needs the statistical error of the gradient, got num_blocks = "
             f"{settings.noise.num_blocks}: set it to 2 or more."
         )
+    guard.check(settings.guard)
+
+
+class _Judged(NamedTuple):
+    verdict: Verdict
+    plateau: Any
+    fault: Int[Array, ""]
+    ends_cycle: Bool[Array, ""]
+
+
+def _judged(settings: Learning, qm_loss: Callable, state: LearnState, epoch: Epoch, improved: Any) -> _Judged:
+    """What was wrong with an epoch and what follows; `improved` is the state of the plateau if nothing was."""
+    noted, fault = guard.note(settings.guard, state.guard, epoch)
+    is_wrong = guard.is_wrong(fault)
+    plateau = guard.choose(is_wrong, state.plateau, improved)
+    # An epoch that went wrong does not end the phase by the stability of its parameters.
+    fraction = jnp.where(is_wrong, 1, epoch.fraction_unstable)
+    ends = _ends(settings, fraction, plateau.scale, state.epoch + 1) | (fault == guard.STILL)
+    # The errors after an update are those of the next epoch; there is none in this phase after the last.
+    error = jax.lax.cond(
+        ends & ~is_wrong,
+        lambda: qm_loss(epoch.after.params, epoch.frames)[1].force_mae,
+        lambda: epoch.info.qm_errors.force_mae,
+    )
+    fault = jnp.where(~is_wrong & guard.exceeds(settings.guard, noted, error), guard.FORCE_ERROR, fault)
+    verdict = guard.decide(settings.guard, noted, fault, epoch.after, ends)
+    return _Judged(verdict, plateau, fault, ends & ~verdict.gives_up)
 
 
 def _ends(settings: Learning, fraction, scale, num_epochs) -> Bool[Array, ""]:

@@ -125,6 +125,7 @@ class SimulateInfo(NamedTuple):
 
     fraction_unstable: Float[Array, ""]
     num_steps: Int[Array, ""]  # replica-steps taken
+    most_steps: Int[Array, ""]  # of one replica
     num_quarantined: Int[Array, ""]  # replicas stopped before a state that was not finite
     num_overflows: Int[Array, ""]  # replicas paused by a neighbor list that overflowed: repeat from the state before
     starts_learning: Bool[Array, ""]
@@ -191,6 +192,7 @@ def simulate_phase(engine: Engine, settings: Simulation) -> SimulatePhase:
         info = SimulateInfo(
             fraction_unstable=fraction,
             num_steps=jnp.sum(replicas.step - state.replicas.step),
+            most_steps=jnp.max(replicas.step - state.replicas.step),
             num_quarantined=jnp.sum(~replicas.is_finite),
             num_overflows=num_overflows(engine, replicas, rewound),
             starts_learning=starts_learning,

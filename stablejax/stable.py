@@ -95,6 +95,7 @@ def stable_training(problem: Problem, settings: Settings, *, execution: Executio
         moved = state._replace(learning=learned, num_calls=state.num_calls + 1)
         following = _next_cycle(moved._replace(learning=learning.begin(learned)), info.endpoints, settings.num_cycles)
         chosen = jax.tree.map(lambda a, b: jnp.where(info.ends_cycle, a, b), following, moved)
+        chosen = chosen._replace(phase=jnp.where(info.gives_up, FINISHED, chosen.phase).astype(jnp.int32))
         return chosen, info._replace(endpoints=None)
 
     return StableTraining(init, simulate, learn)
@@ -160,6 +161,10 @@ def run(
     training: StableTraining | None = None,
 ) -> StableState:
     """StABlE training from the given state, until `num_cycles` are complete or no more instability is found.
+
+    An epoch of learning that goes wrong is taken back, with a smaller rate, and training that goes wrong too often ends
+    with the best parameters of its last learning phase; see `learn.learn_phase`. Where nothing went wrong, the last
+    parameters are returned.
 
     Steps that ran out of capacity of their neighbor lists are repeated with longer ones. With the same arguments the
     result is the same, whether or not the run was interrupted and resumed from a saved state.

@@ -32,7 +32,8 @@ class UpdateInfo(NamedTuple):
     observable_gradient_norm: Float[Array, ""]
     qm_gradient_norm: Float[Array, ""]
     gradient_cosine: Float[Array, ""]  # of the angle between the two: negative where they are opposed
-    num_updates: Int[Array, ""]  # 0: the gradient was not finite, parameters kept
+    num_updates: Int[Array, ""]  # 0: gradient, update or parameters were not finite; parameters kept
+    used_observable: Bool[Array, ""]  # False: fewer than 2 samples counted, the step is that of L_QM alone
     effective_fraction: Float[Array, ""]  # N_eff/N of the samples at the last parameters that were evaluated
 
 
@@ -104,19 +105,26 @@ def make_updates(
     Returns:
       `init` and `step`, with `samples` a pytree [sample, ...], `mask` [sample] or [sample, neighborhood], and
       `rate_scale` a factor on the update.
-      A gradient or an update that is not finite changes nothing.
+      A gradient, an update or parameters after it that are not finite change nothing. Fewer than 2 samples that count
+      give no gradient of L_obs: the step is that of L_QM alone.
     """
 
-    def update(moving: _Moving, evaluated, rate_scale) -> _Moving:
+    def update(moving: _Moving, evaluated, rate_scale, has_observable) -> _Moving:
         (_, observable_gradient), (_, qm_gradient) = evaluated
         state = moving.state
-        gradient = gradients.combine(observable_gradient, qm_gradient)
+        # Chosen after they are combined: before, XLA rounds the gradient differently.
+        nothing = jax.tree.map(jnp.zeros_like, observable_gradient)
+        both, alone = (gradients.combine(some, qm_gradient) for some in (observable_gradient, nothing))
+        gradient = jax.tree.map(lambda a, b: jnp.where(has_observable, a, b), both, alone)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
         updates = jax.tree.map(lambda u: u * rate_scale.astype(u.dtype), updates)
-        is_finite = jnp.isfinite(optax.tree.norm(gradient)) & jnp.isfinite(optax.tree.norm(updates))
         new = UpdateState(optax.apply_updates(state.params, updates), optimizer_state)
+        is_finite = jnp.bool(True)
+        for tree in (gradient, updates, new.params):
+            is_finite &= jnp.isfinite(optax.tree.norm(tree))
         kept = jax.tree.map(lambda a, b: jnp.where(is_finite, a, b), new, state)
-        return moving._replace(state=kept, num_updates=moving.num_updates + is_finite, is_going=is_finite)
+        is_going = is_finite & has_observable
+        return moving._replace(state=kept, num_updates=moving.num_updates + is_finite, is_going=is_going)
 
     def all_gradients(params, samples, mask, weight, frames):
         return gradients.observable(params, samples, mask, weight), gradients.qm(params, frames)
@@ -129,7 +137,7 @@ def make_updates(
 
         def again():
             evaluated = all_gradients(moving.state.params, samples, mask, weight, frames)
-            return update(moving, evaluated, rate_scale)
+            return update(moving, evaluated, rate_scale, jnp.bool(True))
 
         is_worth_it = fraction >= reuse.min_effective_fraction
         moved = lax.cond(is_worth_it, again, lambda: moving._replace(is_going=jnp.bool(False)))
@@ -139,7 +147,8 @@ def make_updates(
         ones = jnp.ones(len(mask), jnp.result_type(float))
         start = _Moving(state, jnp.int32(0), jnp.float32(1), jnp.bool(True))
         evaluated = all_gradients(state.params, samples, mask, ones, frames)
-        moving = update(start, evaluated, rate_scale)
+        has_observable = jnp.sum(mask) >= 2
+        moving = update(start, evaluated, rate_scale, has_observable)
         if reuse is not None:
             sampled_energy = reuse.energies_fn(state.params, samples)
             moving = lax.while_loop(
@@ -147,12 +156,12 @@ def make_updates(
                 lambda m: reused(m, reuse, sampled_energy, rate_scale, samples, mask, frames),
                 moving,
             )
-        return moving.state, _info(evaluated, moving)
+        return moving.state, _info(evaluated, moving, has_observable)
 
     return Updates(lambda params: UpdateState(params, optimizer.init(params)), step)
 
 
-def _info(evaluated, moving: _Moving) -> UpdateInfo:
+def _info(evaluated, moving: _Moving, has_observable) -> UpdateInfo:
     (observable_loss, observable_gradient), ((qm_loss, qm_errors), qm_gradient) = evaluated
     return UpdateInfo(
         observable_loss=observable_loss,
@@ -162,5 +171,6 @@ def _info(evaluated, moving: _Moving) -> UpdateInfo:
         qm_gradient_norm=optax.tree.norm(qm_gradient),
         gradient_cosine=cosine(observable_gradient, qm_gradient),
         num_updates=moving.num_updates,
+        used_observable=has_observable,
         effective_fraction=moving.effective_fraction,
     )

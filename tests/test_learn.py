@@ -93,7 +93,7 @@ def test_the_key_of_an_epoch_is_of_the_run_and_of_the_step(monkeypatch):
     """Another seed or another epoch draws another subsample; the same draw the same, resumed or not."""
     problem, drawn = make_problem(), []
     real = learn_phase(problem, make_engine(problem, SIMULATION, ONE_DEVICE), LEARNING)
-    info = LearnInfo(*[None] * len(LearnInfo._fields))._replace(ends_cycle=jnp.bool(False))
+    info = LearnInfo(*[None] * len(LearnInfo._fields))._replace(ends_cycle=jnp.bool(False), gives_up=jnp.bool(False))
 
     def step(state, rewound, frames, key, *, num_rounds):
         drawn.append(jax.random.key_data(key).tolist())

@@ -239,7 +239,7 @@ def course_info():
     updates = UpdateInfo(**{name: np.float32(index) for index, name in enumerate(UpdateInfo._fields, start=1)})
     updates = updates._replace(qm_errors=LabelErrors(np.float32(0.5), np.float32(0.75)))
     numbers = {name: np.float32(10 * index) for index, name in enumerate(LearnInfo._fields, start=3)}
-    return LearnInfo(**(numbers | {"updates": updates, "signal_to_noise": np.float32(2.0)}))
+    return LearnInfo(**(numbers | {"updates": updates, "signal_to_noise": np.float32(2.0), "fault": np.int32(3)}))
 
 
 def test_an_entry_of_the_course_has_each_figure_under_its_own_name():
@@ -254,7 +254,24 @@ def test_an_entry_of_the_course_has_each_figure_under_its_own_name():
         assert entry[name] == float(getattr(info.updates, name)), name
     assert entry["qm_force_mae_eV_per_A"] == 0.75
     assert entry["signal_to_noise"] == 2.0
+    assert entry["fault"] == "the update of the parameters is not finite"
+    assert entry["num_rollbacks"] == float(info.num_rollbacks)
     assert json.loads(checkpoints.to_json(entry)) == entry
+
+
+def test_a_record_says_how_often_learning_went_wrong():
+    _, runs = made()
+    fine = {"phase": "learning", "num_rollbacks": 0, "gives_up": False}
+    course = [{"phase": "simulating"}, fine, fine | {"num_rollbacks": 2}]
+    for more, line in (
+        (course, "learning went wrong and went back to earlier parameters 2 times, with a smaller rate"),
+        ([*course, fine | {"gives_up": True}], "learning went wrong and was given up after 2 returns"),
+    ):
+        record = report.make_record(facts(), runs, {}, course=more)
+        assert report.summary(record)[-1].startswith(line)
+    assert not [
+        line for line in report.summary(report.make_record(facts(), runs, {}, course=[fine])) if "wrong" in line
+    ]
 
 
 def test_an_entry_of_the_simulation_has_no_figures_of_learning():

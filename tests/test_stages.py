@@ -19,6 +19,7 @@ from experiments.progress import Progress
 from experiments.stages import evaluate, pretrain, stabilize
 from experiments.systems import base
 from stablejax import integrators, losses, stable, units
+from stablejax.guard import Guard
 from stablejax.problem import Problem
 from stablejax.types import Frame
 
@@ -80,10 +81,12 @@ def test_settings_of_the_library_are_those_of_the_config(config, system):
     changed = config.copy_and_resolve_references()
     changed.stable.observable_clip_norm, changed.stable.qm_weight, changed.stable.qm_batch_size = 5.0, 7.0, 3
     changed.stable.max_simulation_ps = 0.025  # two and a half times t
+    changed.stable.max_force_error, changed.stable.max_rollbacks, changed.stable.rollback_rate_factor = 4.0, 6, 0.3
     settings = stabilize.settings_of(changed, system)
     optimization = settings.learning.optimization
     assert (optimization.observable_clip_norm, optimization.qm_weight, optimization.qm_batch_size) == (5.0, 7.0, 3)
     assert settings.simulation.max_searches == 3
+    assert settings.learning.guard == Guard(max_force_error=4.0, max_rollbacks=6, rate_factor=0.3)
     assert settings.learning.freeze_above == system.freeze_above
     changed.stable.observable_clip_norm = 0.0
     assert stabilize.settings_of(changed, system).learning.optimization.observable_clip_norm == np.inf

@@ -78,6 +78,9 @@ def get_config() -> ConfigDict:
     stable.plateau_factor = 0.2  # the rate is multiplied by this when the observable loss stalls
     stable.plateau_patience = 10  # epochs without improvement
     stable.min_rate_scale = 0.04  # ends the learning phase: the rate has fallen by a factor of 25
+    stable.max_force_error = 3.0  # force MAE on the static set over that at the start, beyond which a step is undone
+    stable.max_rollbacks = 3  # steps of learning undone for what they broke; training ends when another would be due
+    stable.rollback_rate_factor = 0.1  # the rate is multiplied by this at each of them
     stable.estimator_chunk = 0  # samples whose energies are differentiated together; 0: chosen from the memory
     stable.max_simulation_ps = 1000.0  # per replica and simulation phase: longest search for instability
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,15 +14,18 @@ from stablejax import metrics, survival, units
 from stablejax.observables import transport
 
 
-def make_record(facts: Facts, runs: Runs, wall_s: dict[str, float]) -> dict:
+def make_record(facts: Facts, runs: Runs, wall_s: dict[str, float], *, course: Sequence[dict] | None = None) -> dict:
     """What was run, on which machine, and the results. A figure that is unknown is null.
 
     Args:
       facts: of the experiment.
       runs: what was measured.
       wall_s: seconds spent in each stage.
+      course: of StABlE training, from which it is known how often learning went wrong. None: not recorded.
     """
     rows = measured_rows(facts, runs)
+    if course is not None:
+        rows += _learning_rows(course)
     rows += [
         {"metric": "stage_wall_s", "stage": stage, "value": seconds, "unit": "s"} for stage, seconds in wall_s.items()
     ]
@@ -35,6 +38,15 @@ def make_record(facts: Facts, runs: Runs, wall_s: dict[str, float]) -> dict:
         "rows": rows,
     }
     return checkpoints.finite(record | provenance.about())
+
+
+def _learning_rows(course: Sequence[dict]) -> list[dict]:
+    """How often parameters were taken back, and whether training was given up for it."""
+    learning = [entry for entry in course if entry["phase"] == "learning"]
+    return [
+        {"metric": "num_rollbacks", "value": max((entry["num_rollbacks"] for entry in learning), default=0)},
+        {"metric": "learning_given_up", "value": int(any(entry["gives_up"] for entry in learning))},
+    ]
 
 
 def measured_rows(facts: Facts, runs: Runs) -> list[dict]:

@@ -29,7 +29,19 @@ def summary(record: dict) -> list[str]:
         for metric, label, form, unit in SUMMARIZED
         if find(metric, "before") and find(metric, "after")
     ]
-    return [stability(find), "; ".join(parts)]
+    return [stability(find), "; ".join(parts), *_went_wrong(find)]
+
+
+def _went_wrong(find: Callable[..., Any]) -> list[str]:
+    """Nothing for records without a fault, or from before it was recorded."""
+    given_up, returns = find("learning_given_up"), find("num_rollbacks")
+    if given_up is not None and given_up["value"]:
+        return [f"learning went wrong and was given up after {returns['value']} returns to earlier parameters"]
+    if returns is not None and returns["value"]:
+        return [
+            f"learning went wrong and went back to earlier parameters {returns['value']} times, with a smaller rate"
+        ]
+    return []
 
 
 def stability(find: Callable[..., Any]) -> str:

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from experiments import failures, memory, processes
 from experiments.failures import FailureFile, Point, replayer
 from experiments.progress import Progress
+from experiments.stages import causes
 from experiments.systems import base
 from experiments.systems.base import System
 from stablejax import dynamics, forms, integrators, losses, units
@@ -218,7 +219,7 @@ def _evaluation(evaluator: Evaluator, params: Params, replicas: Replica, chunks:
     if num_frames == 0:
         raise ValueError(
             f"no replica was stable until its first frame at {evaluator.schedule.frame_spacing_fs:g} fs, so there is "
-            "nothing to average: the potential is too poor to simulate; raise config.pretrain.num_steps."
+            f"nothing to average; {_why(evaluator, params, replicas)}."
         )
     structure = jax.tree.map(lambda *parts: sum(parts) / num_frames, *(stats.total for stats in chunks))
     errors = label_errors(evaluator.system, params, evaluator.system.data.split.test)
@@ -234,6 +235,14 @@ def _evaluation(evaluator: Evaluator, params: Params, replicas: Replica, chunks:
         energy_mae=np.asarray(errors.energy_mae),
         force_mae=np.asarray(errors.force_mae),
     )
+
+
+def _why(evaluator: Evaluator, params: Params, replicas: Replica) -> str:
+    starts = evaluator.start(evaluator.prepare(params))
+    step, is_finite = processes.to_host((replicas.step, replicas.is_finite))
+    num_lost, most_steps = int((~is_finite).sum()), int(step.max())
+    criterion = evaluator.system.evaluation.criterion
+    return causes.sentence(evaluator.system, criterion, params, starts, num_lost=num_lost, most_steps=most_steps)
 
 
 def _mean_motion(chunks: list[ChunkStatistics]) -> dict[str, np.ndarray]:

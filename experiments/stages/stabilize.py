@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import optax
@@ -11,9 +12,12 @@ from ml_collections import ConfigDict
 
 from experiments import memory
 from experiments.progress import Progress
+from experiments.stages import causes
 from experiments.systems import base
 from experiments.systems.base import System
 from stablejax import stable
+from stablejax.failures import FEW_STEPS
+from stablejax.guard import FAULTS, NOTHING, STILL, Guard
 from stablejax.learn import LearnInfo, Learning, Noise, Optimization, static_batch
 from stablejax.problem import Problem
 from stablejax.simulate import SimulateInfo, Simulation
@@ -66,6 +70,7 @@ def _learning(settings: ConfigDict, system: System) -> Learning:
         min_rate_scale=settings.min_rate_scale,
         freeze_above=system.freeze_above,
         noise=Noise(settings.jackknife_blocks, settings.wanted_signal_to_noise, settings.max_rounds),
+        guard=Guard(settings.max_force_error, settings.max_rollbacks, settings.rollback_rate_factor),
     )
 
 
@@ -105,12 +110,13 @@ def run_stable(
       on_longer_lists: called with the problem whenever its lists were lengthened.
 
     Returns:
-      The last state, and the system with the neighbor lists that it needed.
+      The state at the end, and the system with the neighbor lists that it needed.
     """
     training = stable.build(system.problem, settings, execution=system.execution)
     if int(state.phase) != stable.FINISHED:
         _check_memory(system, settings, training, state)
-    recorder = _Recorder(settings, system.timestep_fs / 1000, state, course, save, progress)
+    why = partial(_why, system)
+    recorder = _Recorder(settings, system.timestep_fs / 1000, state, course, save, progress, why)
     lengthened: list[Problem] = []
 
     def lengthen(problem: Problem) -> None:
@@ -149,9 +155,11 @@ class _Recorder:
         course: list[dict],
         save: Save,
         progress: Progress,
+        why: Callable[[StableState, SimulateInfo | LearnInfo], str],
     ):
         self._settings, self._ps_per_step = settings, ps_per_step
-        self._course, self._save, self._progress = course, save, progress
+        self._course, self._save, self._progress, self._why = course, save, progress, why
+        self._said: set[str] = set()
         self._cycle, self._epoch = int(state.cycle), int(state.learning.epoch)
 
     def __call__(self, state: StableState, info: SimulateInfo | LearnInfo) -> None:
@@ -169,8 +177,36 @@ class _Recorder:
             done / num_cycles,
             **entry,
         )
-        if isinstance(info, SimulateInfo) and bool(info.gives_up):
+        if isinstance(info, LearnInfo):
+            self._say_what_went_wrong(state, info)
+        elif bool(info.gives_up):
             self._say_given_up(cycle)
+        elif float(info.fraction_unstable) == 1 and int(info.most_steps) <= FEW_STEPS:
+            self._say_once(f"no replica was stable for more than {FEW_STEPS} steps; {self._why(state, info)}")
+
+    def _say_what_went_wrong(self, state: StableState, info: LearnInfo) -> None:
+        if int(info.num_samples) == 0:
+            self._say_once(f"no sample counts in an epoch of learning; {self._why(state, info)}")
+        if not bool(info.updates.used_observable):
+            self._say_once("fewer than 2 samples count, so the step is that of the static data alone")
+        if int(info.fault) != NOTHING:
+            self._progress.say(f"{FAULTS[int(info.fault)]}; {self._what_follows(info)}")
+
+    def _what_follows(self, info: LearnInfo) -> str:
+        if bool(info.gives_up):
+            return (
+                f"StABlE training ends with the best parameters, after {int(info.num_rollbacks)} returns to earlier "
+                "ones: change config.stable.learning_rate"
+            )
+        if int(info.fault) == STILL:
+            return "the learning phase ends"
+        most = self._settings.learning.guard.max_rollbacks
+        return f"back to the last good parameters with a smaller rate (return {int(info.num_rollbacks)} of {most})"
+
+    def _say_once(self, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            self._progress.say(message)
 
     def _say_given_up(self, cycle: int) -> None:
         simulation = self._settings.simulation
@@ -215,9 +251,20 @@ def course_entry(info: SimulateInfo | LearnInfo, cycle: int, simulated_ps: float
             "gradient_cosine": float(updates.gradient_cosine),
             "rate_scale": float(info.rate_scale),
             "num_updates": int(updates.num_updates),
+            "used_observable": bool(updates.used_observable),
+            "fault": FAULTS[int(info.fault)] if int(info.fault) != NOTHING else None,
+            "num_rollbacks": int(info.num_rollbacks),
+            "gives_up": bool(info.gives_up),
             "effective_fraction": float(updates.effective_fraction),
         }
     )
+
+
+def _why(system: System, state: StableState, info: SimulateInfo | LearnInfo) -> str:
+    """Why all replicas of a step failed; what it started from is still in the state."""
+    starts = state.simulation.checkpoint if isinstance(info, SimulateInfo) else state.simulation.rewound
+    lost, most = int(info.num_quarantined), int(info.most_steps)
+    return causes.sentence(system, system.problem.criterion, state.params, starts, num_lost=lost, most_steps=most)
 
 
 def _noise(info: LearnInfo) -> dict:
