@@ -59,8 +59,8 @@ CONSTRAINTS: dict[str, Constraint] = {
                 "stability.learn_threshold_A stability.evaluate_threshold_A stability.evaluate_threshold "
                 "stability.window_ps stability.look_fs stability.bond_threshold_A observable.stop_A observable.width_A "
                 "observable.smearing_A observable.distance_stop_A observable.distance_width_A evaluate.horizon_ps "
-                "evaluate.frame_spacing_fs evaluate.chunk_ps evaluate.vacf_window_fs evaluate.displacement_ps evaluate.green_kubo_ps "
-                "model.cutoff_A"
+                "evaluate.frame_spacing_fs evaluate.chunk_ps evaluate.vacf_window_fs evaluate.displacement_ps "
+                "evaluate.green_kubo_ps model.cutoff_A"
             ),
         ),
         (
