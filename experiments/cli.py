@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import logging
 import os
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from experiments import false_alarms, processes, provenance
+from experiments.configs import check, files
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -41,13 +43,47 @@ def start(name: str, *, systems: Sequence[str] = ()) -> None:
             name = name.format(system=system)
         model, _ = _taken(argv, "--config.model.name")
         config = load_config(path or str(CONFIGS / f"{name}.py"), model=model)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    try:
+        check_names(config, argv)
         config_flags.DEFINE_config_dict("config", config, sys_argv=argv)
-    except (AttributeError, KeyError) as error:  # a field that the config does not have
-        sys.exit(f"error: {error.args[0]}")
-    app.run(lambda _: main(config), argv=argv)
+    except (ValueError, OSError, flags.Error) as error:
+        fail(error)
+    app.run(lambda _: main(config), argv=argv, flags_parser=_parsed)
+
+
+def fail(error: Exception) -> NoReturn:
+    """End with what is wrong with the input: a sentence, or a line for each mistake; exit code 2."""
+    for line in str(error).splitlines() or [type(error).__name__]:
+        print(f"error: {line}", file=sys.stderr)
+    sys.exit(2)
+
+
+def check_names(config: ConfigDict, argv: list[str]) -> None:
+    """Refuse fields on the command line that the config does not have.
+
+    Args:
+      config: of the experiment.
+      argv: the program and its arguments.
+
+    Raises:
+      ValueError: there is such a field.
+    """
+    known = [name for name, _ in check.fields(config)]
+    for argument in argv[1:]:
+        if argument == "--":
+            break
+        given = re.match(r"--?(?:no)?config\.([^=\[]+)", argument)
+        if given and given[1] not in known:
+            raise ValueError(f"config has no field {given[1]}: {check.advice(given[1], known)}")
+
+
+def _parsed(argv: list[str]) -> list[str]:
+    try:
+        others = flags.FLAGS(argv)
+        if others[1:]:
+            raise ValueError(f"expected options --NAME=VALUE only, got {others[1]!r}: fields are --config.FIELD=VALUE.")
+    except (flags.Error, ValueError, TypeError) as error:
+        fail(ValueError(" ".join(str(error).split())))
+    return others
 
 
 def split_arguments(argv: list[str]) -> tuple[str | None, list[str]]:
@@ -126,7 +162,7 @@ def load_config(path: str, *, model: str | None = None) -> ConfigDict:
       OSError: there is no such file.
     """
     file, colon, argument = path.partition(":")
-    config = _read(Path(file), *[argument] * bool(colon))
+    config = files.read(Path(file), *[argument] * bool(colon))
     with config.unlocked():
         for old, new in RENAMED.items():
             *sections, former = old.split(".")
@@ -150,14 +186,21 @@ def main(config: ConfigDict) -> None:
     """
     try:
         check_given(config)
+        check.check(config)
         configure(host_devices=config.host_devices)
         processes.join(config.cluster)
         # Imported here: importing jax-md starts the backend, which fixes the number of devices.
         from experiments import pipeline
 
         pipeline.run(config)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    except (ValueError, OSError) as error:
+        fail(error)
+    except MemoryError as error:
+        fail(ValueError(f"the memory of this machine does not suffice: {error or 'use fewer frames or replicas'}."))
+    except Exception:
+        traceback.print_exc()
+        print("This is a defect of the program: please report it with the traceback above.", file=sys.stderr)
+        sys.exit(1)
 
 
 def configure(*, host_devices: int, has_threads: bool = False, keeps_programs: bool = True) -> None:
@@ -182,7 +225,7 @@ def configure(*, host_devices: int, has_threads: bool = False, keeps_programs: b
     if keeps_programs:
         false_alarms.drop()
         if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-            jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
+            jax.config.update("jax_compilation_cache_dir", str(make_private(cache_folder())))
 
 
 def cache_folder() -> Path:
@@ -195,22 +238,29 @@ def cache_folder() -> Path:
     return base / "stablejax" / "xla" / kind
 
 
+def make_private(folder: Path) -> Path:
+    """Create the folder of programs, which are code that a later run executes: nobody else may write to it.
+
+    Raises:
+      ValueError: it belongs to somebody else.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
+        raise ValueError(
+            f"{folder}, of compiled programs, belongs to another user: choose one of yours with "
+            "JAX_COMPILATION_CACHE_DIR."
+        )
+    folder.chmod(0o700)  # one of a former version, or under another umask
+    return folder
+
+
 def _model_config(name: str) -> ConfigDict:
     """The sizes of a model, from its own file."""
     known = sorted(path.stem for path in (CONFIGS / "models").glob("[a-z]*.py"))
     if name not in known:
         raise ValueError(f"config.model.name has to be one of {', '.join(known)}, got {name!r}.")
-    return _read(CONFIGS / "models" / f"{name}.py")
-
-
-def _read(path: Path, *arguments: str) -> ConfigDict:
-    """The result of the `get_config` of a file."""
-    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"--config has to be a Python file, got {path}.")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(*arguments)
+    return files.read(CONFIGS / "models" / f"{name}.py")
 
 
 def _taken(argv: list[str], flag: str) -> tuple[str | None, list[str]]:

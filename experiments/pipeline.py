@@ -21,6 +21,7 @@ from experiments.stages import evaluate, pretrain, stabilize
 from experiments.stages.evaluate import Evaluation, Evaluator, Schedule
 from experiments.systems import base
 from experiments.systems.base import System
+from stablejax import stable
 from stablejax.problem import Problem
 from stablejax.stable import Settings
 
@@ -53,6 +54,7 @@ def run(config: ConfigDict) -> dict:
         num_replicas=config.stable.num_replicas,
         max_failures=config.evaluate.max_failures,
     )
+    _check_stages(plan, system)
     _claim(run_dir, config)
     progress = Progress(run_dir / "metrics.jsonl", is_silent=not processes.is_first())
     data = system.data
@@ -77,6 +79,16 @@ def run(config: ConfigDict) -> dict:
         progress.say(line)
     progress.say(f"report: {page}")
     return record
+
+
+def _check_stages(plan: _Plan, system: System) -> None:
+    """Build every stage, without compiling it, so that what does not fit is found before the first one runs."""
+    pretrain.build(plan.pretraining, system)
+    params = jax.eval_shape(system.problem.potential.init, base.key_for(plan.pretraining.seed, "model"))
+    evaluator = evaluate.build(plan.evaluation, system)
+    jax.eval_shape(evaluator.start, jax.eval_shape(evaluator.prepare, params))
+    stable.build(system.problem, plan.training, execution=system.execution)
+    jax.eval_shape(partial(stabilize.start, plan.training, system, num_replicas=plan.num_replicas), params)
 
 
 def _stages(

@@ -90,7 +90,7 @@ def test_a_model_is_replaced_whole_by_its_own_file(tmp_path, monkeypatch):
 )
 def test_what_is_wrong_with_the_input_is_one_sentence(given, message, tmp_path):
     run = python(["-m", "experiments.aspirin"], *given, f"--config.run_dir={tmp_path / 'run'}")
-    assert (run.returncode, run.stdout) == (1, "")
+    assert (run.returncode, run.stdout) == (2, "")
     assert run.stderr.startswith("error: ") and message in run.stderr and "Traceback" not in run.stderr
     assert not (tmp_path / "run").exists()
 
@@ -124,7 +124,7 @@ def test_own_molecules_and_the_papers_settings_start(given, message, tmp_path):
     """As far as they get without data: each sentence is of the config of that name."""
     name, *fields = given
     run = python(["-m", f"experiments.{name}"], *fields, f"--config.run_dir={tmp_path / 'run'}")
-    assert (run.returncode, run.stdout) == (1, "")
+    assert (run.returncode, run.stdout) == (2, "")
     assert run.stderr.startswith("error: ") and message in run.stderr and "Traceback" not in run.stderr
 
 
