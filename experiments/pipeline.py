@@ -70,7 +70,7 @@ def run(config: ConfigDict) -> dict:
 
     facts = report.facts_of(config, system)
     runs = report.Runs(before, after, evaluate.reference_motion(schedule, system))
-    record = report.make_record(facts, runs, wall_s)
+    record = report.make_record(facts, runs, wall_s, course=course)
     if not processes.is_first():
         return record
     checkpoints.write_text(run_dir / "record.json", checkpoints.to_json(record, indent=1) + "\n")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stablejax.space import OPEN, Pairs, Space
+from stablejax.topology import Links
 from stablejax.types import (
     Array,
     Criterion,
@@ -58,6 +59,30 @@ def intermolecular_distance(pairs: Pairs, *, threshold: float, space: Space = OP
     """
     space.check_reach("intermolecular_distance", threshold)
     return lambda frame: threshold - jnp.min(space.distances(frame.position, pairs))
+
+
+def fragment_distance(links: Links, *, threshold: float, space: Space = OPEN) -> FrameCriterion:
+    """Largest distance of two fragments beyond its range in the reference, − threshold, Å.
+
+    It watches what no bond does: ions, molecules that part, and an atom that two others share.
+
+    Args:
+      links: of the reference; see `topology.find_links`.
+      threshold: Å, below the shortest and above the longest distance.
+      space: in which distances are computed.
+
+    Raises:
+      ValueError: a distance at the threshold is beyond the reach of the cell.
+    """
+    space.check_reach("fragment_distance", float(np.max(links.longest)) + threshold)
+
+    def criterion(frame: Frame):
+        distance = space.distances(frame.position, links.pairs)
+        nearest = jax.ops.segment_min(distance, links.link, len(links.longest), indices_are_sorted=True)
+        beyond = jnp.maximum(nearest - links.longest, links.shortest - nearest)
+        return jnp.max(beyond).astype(distance.dtype) - threshold
+
+    return criterion
 
 
 def kinetic_energy_per_dof(mass: Float[Array, " atom"], *, threshold: float, constrained_dof: int) -> FrameCriterion:

@@ -231,6 +231,44 @@ def make_whole(
     return whole.astype(position.dtype)
 
 
+class Links(NamedTuple):
+    """A tree of nearest fragments: molecules, ions and atoms between others. Groups that part break a link."""
+
+    pairs: Pairs  # of all atoms of the two fragments of each link
+    link: Int[np.ndarray, " pair"]  # number of the link of each pair, ascending
+    shortest: Float[np.ndarray, " link"]  # smallest distance of two fragments in any frame, Å
+    longest: Float[np.ndarray, " link"]  # the largest
+
+
+def find_links(
+    position: Float[np.ndarray, "frame atom 3"], molecule: Int[np.ndarray, " atom"], *, space: Space = OPEN
+) -> Links | None:
+    """The links of a reference simulation; None where all atoms are bonded to each other.
+
+    Args:
+      position: frames of the reference, Å.
+      molecule: number of the molecule of each atom; see `find_molecules`.
+      space: boundaries of the frames.
+    """
+    num = int(molecule.max()) + 1
+    if num == 1:
+        return None
+    atoms = [np.flatnonzero(molecule == one) for one in range(num)]
+    between = all_pairs(num)
+    grids = [np.meshgrid(atoms[a], atoms[b], indexing="ij") for a, b in zip(*between, strict=True)]
+    first, second = (np.concatenate([grid[side].ravel() for grid in grids]) for side in (0, 1))
+    start = np.cumsum([0, *(grid[0].size for grid in grids)])
+    distances = jax.jit(lambda x: space.distances(x, Pairs(first, second)))
+    nearest = np.array([np.minimum.reduceat(np.asarray(distances(x)), start[:-1]) for x in np.asarray(position)])
+    mean = sparse.coo_array((nearest.mean(axis=0), between), shape=(num, num))
+    tree = sparse.csgraph.minimum_spanning_tree(mean).tocoo()
+    chosen = np.flatnonzero(np.isin(between[0] * num + between[1], tree.row * num + tree.col))
+    member = np.concatenate([np.arange(start[one], start[one + 1]) for one in chosen])
+    link = np.repeat(np.arange(len(chosen), dtype=np.int32), np.diff(start)[chosen])
+    low, high = nearest[:, chosen].min(axis=0), nearest[:, chosen].max(axis=0)
+    return Links(Pairs(first[member], second[member]), link, low, high)
+
+
 def unwatched_atoms(topology: Topology) -> Int[np.ndarray, " atom"]:
     """Atoms whose loss no criterion of bond lengths would detect: those without any bond.
 

@@ -94,9 +94,13 @@ def refused(message, path, **declared):
 
 
 def test_missing_and_unknown_units(tmp_path):
-    refused("`energy_unit` has to be one of eV, kcal/mol, hartree, got None", written(tmp_path), energy_unit=None)
-    refused("got 'kJ/mol'", written(tmp_path), energy_unit="kJ/mol")
-    refused("`length_unit` has to be one of angstrom, bohr, got 'nm'", written(tmp_path), length_unit="nm")
+    refused(
+        "`energy_unit` has to be one of eV, kcal/mol, hartree, kJ/mol, meV, got None",
+        written(tmp_path),
+        energy_unit=None,
+    )
+    refused("got 'kJ'", written(tmp_path), energy_unit="kJ")
+    refused("`length_unit` has to be one of angstrom, bohr, nm, got 'pm'", written(tmp_path), length_unit="pm")
 
 
 def test_forces_whose_size_does_not_fit_the_unit(tmp_path):

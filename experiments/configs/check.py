@@ -49,16 +49,18 @@ CONSTRAINTS: dict[str, Constraint] = {
             COUNT_OR_NONE,
             (
                 "seed host_devices cluster.num_processes cluster.process data.num_reference md.table_intervals "
-                "md.replica_batch stable.num_cycles stable.max_rollbacks evaluate.max_failures stable.jackknife_blocks stable.estimator_chunk observable.num_bins "
+                "md.replica_batch stable.num_cycles stable.max_rollbacks evaluate.max_failures stable.jackknife_blocks "
+                "stable.estimator_chunk observable.num_bins "
                 "model.max_degree"
             ),
         ),
         (
             POSITIVE,
             (
-                "pretrain.learning_rate pretrain.clip_norm md.temperature_K md.timestep_fs md.damping_time_fs "
-                "md.skin_A stable.learning_rate stable.max_simulation_ps stability.train_threshold_A "
-                "stability.learn_threshold_A stability.evaluate_threshold_A stability.evaluate_threshold "
+                "data.max_gigabytes pretrain.learning_rate pretrain.clip_norm md.temperature_K md.timestep_fs "
+                "md.damping_time_fs md.skin_A stable.learning_rate stable.max_simulation_ps "
+                "stability.train_threshold_A stability.learn_threshold_A stability.evaluate_threshold_A "
+                "stability.evaluate_threshold "
                 "stability.window_ps stability.look_fs stability.bond_threshold_A observable.stop_A observable.width_A "
                 "observable.smearing_A observable.distance_stop_A observable.distance_width_A evaluate.horizon_ps "
                 "evaluate.frame_spacing_fs evaluate.chunk_ps evaluate.vacf_window_fs evaluate.displacement_ps "

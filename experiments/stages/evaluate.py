@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,6 +24,8 @@ from stablejax.dynamics import Replica
 from stablejax.integrators import Integrator
 from stablejax.problem import Problem
 from stablejax.types import Array, Frame, Params
+
+log = logging.getLogger("experiments.evaluate")
 
 
 class Evaluation(NamedTuple):
@@ -260,24 +263,39 @@ def _mean_motion(chunks: list[ChunkStatistics]) -> dict[str, np.ndarray]:
 def reference_motion(schedule: Schedule, system: System) -> dict[str, np.ndarray]:
     """[window, lag] curves of the reference: those in the data set, or computed from its velocities in equal windows.
 
-    Empty without either, and where the spacing of frames differs from that of the evaluation.
+    Empty without either, and where frames are spaced otherwise than those of the evaluation, which is said.
 
     Args:
       schedule: of the evaluation.
       system: provides the data.
     """
     dataset, size, spacing_fs = system.data.dataset, schedule.frames_per_chunk, schedule.frame_spacing_fs
-    if dataset.motion is not None and dataset.motion_spacing_fs == spacing_fs:
+    if dataset.motion is not None and _is_near(dataset.motion_spacing_fs, spacing_fs):
         return dataset.motion
-    if dataset.velocity is None or dataset.trajectory is None or dataset.frame_spacing_fs != spacing_fs:
+    if dataset.velocity is None or dataset.trajectory is None:
+        return {}
+    if not _is_near(dataset.frame_spacing_fs, spacing_fs):
+        log.warning(
+            "note: the reference has no motion, its frames are %s fs apart, those of the evaluation %g fs: set "
+            "config.evaluate.frame_spacing_fs.",
+            *(dataset.frame_spacing_fs or "an unknown number of", spacing_fs),
+        )
         return {}
     runs = [np.flatnonzero(dataset.trajectory == run) for run in np.unique(dataset.trajectory)]
     windows = [run[start : start + size] for run in runs for start in range(0, len(run) - size + 1, size)]
+    if not windows:
+        log.warning("note: the reference has no motion, none of its trajectories has %d frames.", size)
+        return {}
     fn = jax.jit(system.evaluation.motion_fn)
     # Undo the jumps of molecules that were wrapped into the cell.
     position = [dataset.space.unwrap(dataset.position[window]) for window in windows]
     curves = [fn(Frame(x, dataset.velocity[window])) for x, window in zip(position, windows, strict=True)]
     return jax.tree.map(lambda *some: np.stack(some), *curves)
+
+
+def _is_near(found_fs: float | None, wanted_fs: float) -> bool:
+    """Whether two spacings of frames are the same up to rounding in a file."""
+    return found_fs is not None and bool(np.isclose(found_fs, wanted_fs, rtol=1e-4))
 
 
 def label_errors(system: System, params: Params, index: np.ndarray) -> losses.LabelErrors:

@@ -116,7 +116,13 @@ class Data(NamedTuple):
 def load(config: ConfigDict) -> Data:
     """The data set of the config, its energies relative to the mean of the training set, and the use of its frames."""
     data = config.data
-    dataset = loaders.load(data.path, energy_unit=data.energy_unit, length_unit=data.length_unit)
+    dataset = loaders.load(
+        data.path,
+        energy_unit=data.energy_unit,
+        length_unit=data.length_unit,
+        keys=loaders.Keys(energy=data.energy_key, force=data.force_key, mass=data.mass_key),
+        max_bytes=data.max_gigabytes * 1e9,
+    )
     counts = dict(num_train=data.num_train, num_validation=data.num_validation, num_test=data.num_test)
     split = loaders.split(dataset, **counts, seed=config.seed)
     reference = loaders.reference_frames(dataset, split, num=data.num_reference, seed=config.seed)
@@ -280,11 +286,11 @@ def find_topology(data: Data, *, position: np.ndarray | None = None) -> topology
     """
     from ase.data import atomic_masses, covalent_radii
 
-    species = data.dataset.species
+    species, mass = data.dataset.species, data.dataset.mass
     return topology.find_topology(
         data.reference_position if position is None else position,
         species,
-        mass=atomic_masses[species].astype(np.float32),
+        mass=atomic_masses[species].astype(np.float32) if mass is None else mass.astype(np.float32),
         covalent_radius=covalent_radii[species],
         space=data.space,
     )

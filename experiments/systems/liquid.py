@@ -133,6 +133,10 @@ def _capacity(data: Data, bound: potential.Potential, skin: float, margin: float
 def _between(facts: Topology) -> Pairs:
     """Pairs of atoms of different molecules."""
     pairs = topology.intermolecular_pairs(facts.species, facts.molecule)
+    if not pairs:
+        raise ValueError(
+            "expected a liquid of several molecules, got one molecule in its cell: use experiments.molecule."
+        )
     return Pairs(*(np.concatenate(atoms) for atoms in zip(*pairs.values(), strict=True)))
 
 
@@ -178,13 +182,16 @@ def _evaluated(
     motion_fn: Callable,
 ) -> Evaluated:
     lengths = structure.bond_lengths(facts.bonds, space=facts.space)
-    angles = structure.bond_angles(topology.angle_triples(facts.bonds), space=facts.space)
+    triples = topology.angle_triples(facts.bonds)
+    internal = {"bond_length": lengths}
+    if len(triples):  # Diatomic molecules have none.
+        internal["bond_angle"] = structure.bond_angles(triples, space=facts.space)
 
     def rdf_fn(frame):
         return {name: fn(frame) for name, fn in rdfs.items()}
 
     def structure_fn(frame):
-        return rdf_fn(frame) | {"bond_length": lengths(frame), "bond_angle": angles(frame)}
+        return rdf_fn(frame) | {name: fn(frame) for name, fn in internal.items()}
 
     criterion = stability.window_mean_error(
         rdf_fn,
@@ -205,7 +212,7 @@ def _evaluated(
             name: Profile(center, f"radial distribution function, {_kind(name)}", "r (Å)", "g(r)", (0.5, center[-1]))
             for name in rdfs
         },
-        measures=_measures(rdfs),
+        measures=_measures(rdfs, has_angles=len(triples) > 0),
         motion_fn=motion_fn,
     )
 
@@ -233,14 +240,14 @@ def _window_of(config: ConfigDict) -> Window:
     )
 
 
-def _measures(rdfs) -> tuple[Measure, ...]:
+def _measures(rdfs, *, has_angles: bool) -> tuple[Measure, ...]:
     measures = []
     for name in rdfs:
         metric = name.lower()
         peak = f"g(r) of {_kind(name)}, spurious peak where the reference has none"
         measures.append(Measure(f"{metric}_mae", name, f"g(r) of {_kind(name)}, MAE", None, "{:.4f}"))
         measures.append(Measure(f"{metric}_spike", name, peak, None, "{:.4f}", error_fn=metrics.spurious_peak))
-    return (*measures, base.LENGTH_MEASURE, base.ANGLE_MEASURE)
+    return (*measures, base.LENGTH_MEASURE, *([base.ANGLE_MEASURE] if has_angles else []))
 
 
 def lags_of(config: ConfigDict) -> Lags:

@@ -17,7 +17,7 @@ from stablejax import metrics, named, potential, stability, topology
 from stablejax.observables import structure, transport
 from stablejax.problem import Observables
 from stablejax.space import all_pairs
-from stablejax.topology import Topology
+from stablejax.topology import Links, Topology
 from stablejax.types import ObservableFn
 
 RAMACHANDRAN_BINS = 36
@@ -61,6 +61,7 @@ def build(config: ConfigDict, make_model: Callable = architectures.make) -> Syst
         raise ValueError(f"{config.data.path} is of a periodic system, expected a molecule: use experiments.water.")
     facts, settings = base.find_topology(data), config.stability
     loaders.check_bonds_kept(data.dataset, facts.bonds, threshold=settings.evaluate_threshold_A)
+    links = topology.find_links(data.reference_position, facts.molecule)
     model = make_model(config, data.dataset, base.key_for(config.seed, "model"))
     observable, evaluate = config.observable, config.evaluate
     bins = Bins(observable.stop_A, observable.width_A, observable.smearing_A)
@@ -70,7 +71,7 @@ def build(config: ConfigDict, make_model: Callable = architectures.make) -> Syst
         data,
         facts,
         potential=potential.bind(model, data.dataset.species, offset=data.offset),
-        criterion=_criterion(facts, settings.train_threshold_A),
+        criterion=_criterion(facts, links, settings.train_threshold_A),
         observables=_trained_observables(
             data,
             facts,
@@ -86,28 +87,37 @@ def build(config: ConfigDict, make_model: Callable = architectures.make) -> Syst
         data,
         model,
         problem,
-        _evaluated(data, facts, bins, threshold=settings.evaluate_threshold_A, num_lags=num_lags),
-        train_criterion_name=_criterion_name(settings.train_threshold_A),
+        _evaluated(data, facts, links, bins, threshold=settings.evaluate_threshold_A, num_lags=num_lags),
+        train_criterion_name=_criterion_name(links, settings.train_threshold_A),
         freeze_above=settings.learn_threshold_A - settings.train_threshold_A,
     )
 
 
-def _criterion(facts: Topology, threshold: float):
-    return stability.bond_length_deviation(facts.bonds, facts.bond_length, threshold=threshold)
+def _criterion(facts: Topology, links: Links | None, threshold: float):
+    bonded = stability.bond_length_deviation(facts.bonds, facts.bond_length, threshold=threshold)
+    if links is None:
+        return bonded
+    return stability.any_of(bonded, stability.fragment_distance(links, threshold=threshold))
 
 
-def _criterion_name(threshold: float) -> str:
-    return f"a bond deviates by {threshold:g} Å from its mean length"
+def _criterion_name(links: Links | None, threshold: float) -> str:
+    parts = "" if links is None else f", or parts without a bond come {threshold:g} Å nearer or farther than they were"
+    return f"a bond deviates by {threshold:g} Å from its mean length{parts}"
 
 
-def _evaluated(data: Data, facts: Topology, bins: Bins, *, threshold: float, num_lags: int) -> Evaluated:
+def _evaluated(
+    data: Data, facts: Topology, links: Links | None, bins: Bins, *, threshold: float, num_lags: int
+) -> Evaluated:
     center = bins.center
     functions = {
         "h_r": structure.interatomic_distances(all_pairs(len(facts.species)), center, smearing=bins.smearing),
         "bond_length": structure.bond_lengths(facts.bonds),
-        "bond_angle": structure.bond_angles(topology.angle_triples(facts.bonds)),
     }
     measures = MOLECULE_MEASURES
+    if len(triples := topology.angle_triples(facts.bonds)):
+        functions["bond_angle"] = structure.bond_angles(triples)
+    else:  # A diatomic molecule has none.
+        measures = tuple(one for one in measures if one is not base.ANGLE_MEASURE)
     phi, psi = topology.backbone_dihedrals(facts.species, facts.bonds)
     if len(phi):
         functions["ramachandran"] = structure.ramachandran(phi, psi, num_bins=RAMACHANDRAN_BINS)
@@ -125,8 +135,8 @@ def _evaluated(data: Data, facts: Topology, bins: Bins, *, threshold: float, num
         return {"vacf": transport.velocity_autocorrelation(frame.velocity, mass, num_lags=num_lags)}
 
     return Evaluated(
-        criterion=_criterion(facts, threshold),
-        criterion_name=_criterion_name(threshold),
+        criterion=_criterion(facts, links, threshold),
+        criterion_name=_criterion_name(links, threshold),
         structure_fn=structure_fn,
         structure_reference=reference,
         profiles={"h_r": Profile(center, "distribution of interatomic distances", "r (Å)", "h(r) (1/Å)", shown)},

@@ -1,0 +1,252 @@
+"""Frames of extended XYZ, and of other formats that ASE reads."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import Iterator, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import numpy as np
+
+from experiments.data import entries
+from experiments.data.dataset import Dataset, Keys, located, log
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+_VELOCITIES = ("velocities", "velocity", "vel", "velo")
+
+
+class _Block(NamedTuple):
+    """Lines of one frame."""
+
+    line: int  # of the file, from 1
+    comment: str
+    rows: list[str]
+
+
+def read(path: Path, keys: Keys, max_bytes: float) -> Dataset:
+    """Extended XYZ, as it is in the file, in its units; also compressed by gzip.
+
+    Args:
+      path: of the file.
+      keys: names of entries.
+      max_bytes: bound on the text.
+
+    Raises:
+      ValueError: the content cannot be used.
+    """
+    return _dataset(path, [_atoms(path, *numbered) for numbered in enumerate(_blocks(path, max_bytes))], keys)
+
+
+def read_by_ase(path: Path, keys: Keys, max_bytes: float) -> Dataset:
+    """A database or trajectory of ASE.
+
+    Args:
+      path: of the file.
+      keys: names of entries.
+      max_bytes: bound on the file.
+
+    Raises:
+      ValueError: the content cannot be used.
+    """
+    from ase.io import read as read_frames
+
+    _check_size(path, path.stat().st_size, max_bytes)
+    return _dataset(path, cast("list[Atoms]", read_frames(path, index=":")), keys)
+
+
+def _check_size(path: Path, size: int, max_bytes: float) -> None:
+    if size > max_bytes:
+        raise ValueError(
+            f"{path}: takes {size / 1e9:.3g} GB, more than the {max_bytes / 1e9:.3g} GB that are allowed: set "
+            "config.data.max_gigabytes if this is meant."
+        )
+
+
+def _text(path: Path, max_bytes: float) -> str:
+    _check_size(path, path.stat().st_size, max_bytes)
+    if path.suffix != ".gz":
+        return path.read_bytes().decode("utf-8-sig")
+    with path.open("rb") as file:
+        file.seek(-4, 2)
+        _check_size(path, int.from_bytes(file.read(4), "little"), max_bytes)  # what gzip says of the size modulo 2³²
+    with gzip.open(path) as unpacked:
+        data = unpacked.read(int(max_bytes) + 1)
+    _check_size(path, len(data), max_bytes)
+    return data.decode("utf-8-sig")
+
+
+def _blocks(path: Path, max_bytes: float) -> Iterator[_Block]:
+    """The frames, with any blank lines between them."""
+    lines = _text(path, max_bytes).splitlines()
+    at = frame = 0
+    while at < len(lines):
+        if not lines[at].strip():
+            at += 1
+            continue
+        count = lines[at].strip()
+        if not count.isdecimal() or len(count) > 18 or int(count) < 1:
+            raise ValueError(
+                f"{path}: frame {frame}: expected the number of atoms in line {at + 1}, got {count[:40]!r}: the frame "
+                "before it has another number of lines, or the file is not extended XYZ."
+            )
+        end = at + 2 + int(count)
+        if end > len(lines):
+            raise ValueError(
+                f"{path}: frame {frame} is cut short: line {at + 1} promises {count} atoms, "
+                f"{max(0, len(lines) - at - 2)} lines are there: remove the frame, or copy the file again."
+            )
+        while end < len(lines) and lines[end].lstrip().startswith("VEC"):
+            end += 1
+        yield _Block(at + 1, lines[at + 1], lines[at + 2 : end])
+        at, frame = end, frame + 1
+
+
+def _atoms(path: Path, frame: int, block: _Block) -> Atoms:
+    from ase.io import read as read_frames
+
+    comment, rows = block.comment, block.rows
+    found = re.search(r'Properties\s*=\s*["{]?([^\s"}]+)', comment)
+    columns = found[1].split(":") if found else "species:S:1:pos:R:3".split(":")
+    widths = [int(width) if width.isdecimal() else 0 for width in columns[2::3]]
+    names = columns[0::3]
+    for line, row in enumerate(rows, block.line + 2):
+        if not row.lstrip().startswith("VEC") and (num := len(row.split())) != sum(widths) and found:
+            raise ValueError(
+                f"{path}: frame {frame}: line {line} has {num} columns, `Properties` names {sum(widths)}: the frame is "
+                "cut short or damaged; remove it."
+            )
+    masses = None
+    if "species" in names:
+        column = sum(widths[: names.index("species")])
+        masses = entries.isotope_masses([row.split()[column] for row in rows if row.split()])
+        if masses is not None:
+            rows = [_without_isotopes(row, column) for row in rows]
+    text = "\n".join([str(len([row for row in rows if not row.lstrip().startswith("VEC")])), comment, *rows, ""])
+    with located(f"frame {frame}"):
+        atoms = cast("Atoms", read_frames(StringIO(text), format="extxyz", index=0))
+    if masses is not None and not any(name.lower() in entries.NAMES["mass"] for name in atoms.arrays):
+        atoms.arrays["masses"] = masses
+    return atoms
+
+
+def _without_isotopes(row: str, column: int) -> str:
+    words = row.split()
+    words[column] = "H" if words[column].capitalize() in entries.ISOTOPES else words[column]
+    return " ".join(words)
+
+
+def _dataset(path: Path, read_frames: Sequence[Atoms], keys: Keys) -> Dataset:
+    numbers, frames = _of_the_system(path, read_frames)
+    first = frames[0]
+    species = entries.atomic_number(f"{path}: frame {numbers[0]}", first.numbers)
+    is_wrapped = _wrapped(path, numbers[0], first)
+    labels = [_labels(f"{path}: frame {number}", atoms, keys) for number, atoms in zip(numbers, frames, strict=True)]
+    for number, atoms in zip(numbers, frames, strict=True):
+        _check_like_first(path, number, atoms, first)
+        if _wrapped(path, number, atoms) != is_wrapped:
+            raise ValueError(f"{path}: frame {number} says something else about `wrapped` than frame {numbers[0]}.")
+    mass = _masses(path, frames, keys, species)
+    return Dataset(
+        species=species,
+        position=np.array([atoms.positions for atoms in frames]),
+        energy=np.array([energy for energy, _ in labels], np.float64),
+        force=np.array([force for _, force in labels]),
+        velocity=_velocity(path, numbers, frames, first.get_masses() if mass is None else mass),
+        trajectory=None,
+        frame_spacing_fs=None,
+        cell=first.cell.array if first.pbc.any() else None,
+        is_wrapped=bool(is_wrapped),
+        mass=mass,
+    )
+
+
+def _of_the_system(path: Path, frames: Sequence[Atoms]) -> tuple[list[int], list[Atoms]]:
+    """Frames and their numbers in the file, without those of isolated atoms among molecules."""
+    if not frames:
+        raise ValueError(f"{path}: holds no frames.")
+    is_alone = [len(a) == 1 or str(a.info.get("config_type", "")).lower().startswith("isolated") for a in frames]
+    if any(is_alone) and not all(is_alone):
+        log.warning("note: %s: %d frames of isolated atoms are skipped.", path, sum(is_alone))
+        kept = [number for number, alone in enumerate(is_alone) if not alone]
+        return kept, [frames[number] for number in kept]
+    return list(range(len(frames))), list(frames)
+
+
+def _check_like_first(path: Path, number: int, atoms: Atoms, first: Atoms) -> None:
+    if len(atoms) != len(first):
+        raise ValueError(f"{path}: frame {number} has {len(atoms)} atoms, the first {len(first)}: keep one system.")
+    if not np.array_equal(atoms.numbers, first.numbers):
+        raise ValueError(
+            f"{path}: frame {number} has its atoms in a different order than frame 0: "
+            "give every frame the same order of atoms."
+        )
+    if not np.array_equal(atoms.pbc, first.pbc) or (first.pbc.any() and not np.array_equal(atoms.cell, first.cell)):
+        raise ValueError(f"{path}: frame {number} has a different cell than frame 0: only one cell is supported.")
+
+
+def _wrapped(path: Path, number: int, atoms: Atoms) -> bool | None:
+    """Whether atoms were moved into the cell; None in open boundaries."""
+    if not atoms.pbc.any():
+        return None
+    if not atoms.pbc.all():
+        raise ValueError(f"{path}: expected a cell that is periodic in all directions or in none, got {atoms.pbc}.")
+    data = atoms.info.get("data")  # of a database
+    info = atoms.info | atoms.info.get("key_value_pairs", {}) | (data if isinstance(data, dict) else {})
+    if "wrapped" not in info:
+        raise ValueError(
+            f"{path}: a periodic data set has to say whether its positions were moved into the cell: "
+            "write `wrapped=T` or `wrapped=F` into the comment line."
+        )
+    return entries.flag(f"{path}: frame {number}", "wrapped", info["wrapped"])
+
+
+def _labels(where: str, atoms: Atoms, keys: Keys) -> tuple[float, np.ndarray]:
+    results = {} if atoms.calc is None else atoms.calc.results
+    own: dict[str, Any] = {name: value for name, value in atoms.arrays.items() if name not in ("numbers", "positions")}
+    present = {**atoms.info, **own, **results}
+    names = [entries.find(where, field, present, getattr(keys, field)) for field in ("energy", "force")]
+    if names[0] is None or names[1] is None:
+        listed = ", ".join(sorted(present)) or "nothing else"
+        raise ValueError(
+            f"{where} has no energy or no forces: expected `energy=` in the comment line and a column `forces:R:3`, "
+            f"got {listed}: set config.data.energy_key and force_key to the names that are there."
+        )
+    energy, force = np.asarray(present[names[0]]), np.asarray(present[names[1]])
+    if energy.size != 1 or energy.dtype.kind not in "iuf" or force.shape != (len(atoms), 3):
+        raise ValueError(
+            f"{where}: expected a number as `{names[0]}` and [atom, 3] as `{names[1]}`, got {energy.dtype} of shape "
+            f"{energy.shape} and shape {force.shape}."
+        )
+    return float(energy.item()), force.astype(float)
+
+
+def _velocity(path: Path, numbers: list[int], frames: list[Atoms], mass: np.ndarray) -> np.ndarray | None:
+    """Velocities, Å/fs: as they are in a column, or momenta in ASE's unit divided by masses."""
+    from ase.units import fs
+
+    first = frames[0].arrays
+    name = next((name for name in ("momenta", *_VELOCITIES) if name in first), None)
+    if name is None:
+        return None
+    for number, atoms in zip(numbers, frames, strict=True):
+        if name not in atoms.arrays:
+            raise ValueError(f"{path}: frame {number} has no `{name}`, frame {numbers[0]} has them.")
+    values = np.array([atoms.arrays[name] for atoms in frames], float)
+    if name != "momenta":
+        return values
+    return values / mass[:, None] * fs
+
+
+def _masses(path: Path, frames: list[Atoms], keys: Keys, species: np.ndarray) -> np.ndarray | None:
+    name = entries.find(f"{path}: frame 0", "mass", frames[0].arrays, keys.mass)
+    if name is None:
+        return None
+    for atoms in frames:
+        if name not in atoms.arrays:
+            raise ValueError(f"{path}: only some frames have `{name}`: give every frame the same masses, or none.")
+    return entries.check_masses(f"{path}: `{name}`", np.array([atoms.arrays[name] for atoms in frames]), species)
