@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import checkpoints, potentials, processes, provenance, report, systems
+from experiments import checkpoints, locks, potentials, processes, provenance, report, systems
 from experiments.configs import common
 from experiments.failures import FailureFile
 from experiments.progress import Progress
@@ -41,8 +41,8 @@ class _Plan(NamedTuple):
 def run(config: ConfigDict) -> dict:
     """All stages; returns the record that is also written to the run's directory.
 
-    Args:
-      config: of the experiment.
+    Raises:
+      ValueError: a setting is not possible, or the directory is of another run or in use by one.
     """
     run_dir = Path(config.run_dir or f"runs/{config.name}_seed{config.seed}")
     schedule = evaluate.schedule_of(config)
@@ -55,6 +55,11 @@ def run(config: ConfigDict) -> dict:
         max_failures=config.evaluate.max_failures,
     )
     _check_stages(plan, system)
+    with locks.exclusive(run_dir):
+        return _run(run_dir, config, plan, system)
+
+
+def _run(run_dir: Path, config: ConfigDict, plan: _Plan, system: System) -> dict:
     _claim(run_dir, config)
     progress = Progress(run_dir / "metrics.jsonl", is_silent=not processes.is_first())
     data = system.data
@@ -69,7 +74,7 @@ def run(config: ConfigDict) -> dict:
         wall_s = _add_wall(run_dir, progress.stage_wall_s)
 
     facts = report.facts_of(config, system)
-    runs = report.Runs(before, after, evaluate.reference_motion(schedule, system))
+    runs = report.Runs(before, after, evaluate.reference_motion(plan.evaluation, system))
     record = report.make_record(facts, runs, wall_s, course=course)
     if not processes.is_first():
         return record

@@ -1,0 +1,39 @@
+"""One run at a time in a directory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from experiments import processes
+
+
+@contextmanager
+def exclusive(run_dir: Path) -> Iterator[None]:
+    """Create the directory and keep other runs out of it; the system ends the lock when the process dies.
+
+    Of several processes the first one takes it. All have to call this.
+
+    Raises:
+      ValueError: another run has the directory.
+    """
+    lock = FileLock(run_dir / ".lock")
+    is_taken = False
+    if processes.is_first():
+        run_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            is_taken = True
+    if processes.agree(is_taken):
+        raise ValueError(
+            f"{run_dir} is in use by another run: wait until it ends, or choose another directory with "
+            "--config.run_dir."
+        )
+    try:
+        yield
+    finally:
+        lock.release()
