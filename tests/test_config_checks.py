@@ -128,11 +128,13 @@ def test_an_unknown_field_is_answered_with_the_nearest(argument, message):
         ("def get_config():\n    return {}\n", "get_config() has to return a ConfigDict, got dict."),
     ],
 )
-def test_a_broken_file_is_one_sentence(text, message, tmp_path):
+def test_a_broken_file_is_one_sentence(text, message, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(text)
-    with pytest.raises(ValueError) as caught:
-        files.read(tmp_path / "mine.py")
-    assert message in str(caught.value) and "\n" not in str(caught.value)
+    monkeypatch.chdir(tmp_path)
+    for path in (tmp_path / "mine.py", Path("mine.py")):
+        with pytest.raises(ValueError) as caught:
+            files.read(path)
+        assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

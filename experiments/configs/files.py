@@ -32,7 +32,7 @@ def read(path: Path, *arguments: str) -> ConfigDict:
         if not isinstance(config, ConfigDict):
             raise ValueError(f"get_config() has to return a ConfigDict, got {type(config).__name__}")
     except FileNotFoundError as error:
-        if Path(str(error.filename)) == path:
+        if error.filename == str(path.absolute()):
             raise
         raise ValueError(_broken(path, error)) from error
     except Exception as error:
@@ -42,8 +42,9 @@ def read(path: Path, *arguments: str) -> ConfigDict:
 
 def _broken(path: Path, error: Exception) -> str:
     """What is wrong with a file of a config, in one line, and where."""
-    lines = [entry.lineno for entry in traceback.extract_tb(error.__traceback__) if entry.filename == str(path)]
-    if isinstance(error, SyntaxError) and error.filename == str(path):
+    file = str(path.absolute())  # as Python names it
+    lines = [entry.lineno for entry in traceback.extract_tb(error.__traceback__) if entry.filename == file]
+    if isinstance(error, SyntaxError) and error.filename == file:
         lines, text = [error.lineno], f"syntax error: {error.msg}"
     elif isinstance(error, ValueError):
         text = str(error)
