@@ -72,7 +72,8 @@ def refined(settings, system, state, course, save, progress, **_):
     """Instead of StABlE training: other parameters."""
     updates = state.learning.updates._replace(params=jax.tree.map(lambda leaf: 1.1 * leaf, state.params))
     state = state._replace(learning=state.learning._replace(updates=updates))
-    course.append({"phase": "learning", "simulated_ps": 0.01, "fraction_unstable": 0.5})
+    learned = {"num_rollbacks": 0, "gives_up": False}
+    course.append({"phase": "learning", "simulated_ps": 0.01, "fraction_unstable": 0.5} | learned)
     save(state, course)
     return state, system
 
