@@ -92,7 +92,6 @@ class LearnInfo(NamedTuple):
 
     fraction_unstable: Float[Array, ""]
     num_steps: Int[Array, ""]  # replica-steps taken
-    most_steps: Int[Array, ""]  # of one replica
     num_quarantined: Int[Array, ""]
     num_overflows: Int[Array, ""]  # see `SimulateInfo`
     num_rounds: Int[Array, ""]  # multiple of t that was simulated
@@ -163,13 +162,12 @@ def learn_phase(problem: Problem, engine: Engine, settings: Learning) -> LearnPh
         updated, update_info = updates.step(state.updates, rate_scale, samples, mask, frames)
         _, improved = plateau.update(params, state.plateau, value=update_info.observable_loss)
         ratio = signal_to_noise(params, samples, mask, len(replicas.step))
-        fraction, num_samples, taken = jnp.mean(replicas.is_unstable), jnp.sum(is_valid), replicas.step - rewound.step
+        fraction, num_samples = jnp.mean(replicas.is_unstable), jnp.sum(is_valid)
         epoch = Epoch(state.updates, updated, frames, fraction, num_samples, update_info)
         judged = _judged(settings, qm_loss, state, epoch, improved)
         info = LearnInfo(
             fraction_unstable=fraction,
-            num_steps=jnp.sum(taken),
-            most_steps=jnp.max(taken),
+            num_steps=jnp.sum(replicas.step - rewound.step),
             num_quarantined=jnp.sum(~replicas.is_finite),
             num_overflows=num_overflows(engine, replicas),
             num_rounds=jnp.int32(num_rounds),

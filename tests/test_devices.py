@@ -69,7 +69,7 @@ def stable_training():
 
 
 def test_learning_step_holds_the_planned_collectives_only(stable_training):
-    """One all-reduce of the mean observable, one of the gradient, one of four counts of replicas."""
+    """One all-reduce of the mean observable, one of the gradient, one of five counts of replicas and samples."""
     system, params, state, made, settings = stable_training
     frames = static_batch(system.problem, settings.learning, seed=0, cycle=0, epoch=0)
     compiled = jax.jit(made.learn).lower(state, frames).compile().as_text()
@@ -79,7 +79,7 @@ def test_learning_step_holds_the_planned_collectives_only(stable_training):
     num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
     # Which of the two that the count of broken samples travels with is up to XLA.
     counts, *others = sorted(sum(sizes(shape)) for shape, _ in found)
-    assert counts == 4 and sum(others) == 2 * observables + 3 + num_params + 1
+    assert counts == 5 and sum(others) == 2 * observables + 3 + num_params + 1
     assert abs(max(others) - max(2 * observables + 3, num_params)) <= 1
 
 

@@ -154,7 +154,7 @@ def test_what_is_reported_of_an_evaluation_is_of_test_frames_and_of_stable_ones(
     monkeypatch.setattr(evaluate, "label_errors", label_errors)
     split = loaders.Split(*np.arange(12).reshape(3, 4))
     evaluator = evaluate.Evaluator(
-        SimpleNamespace(data=SimpleNamespace(split=split)), evaluate.schedule_of(config), None, None, None
+        SimpleNamespace(data=SimpleNamespace(split=split)), evaluate.schedule_of(config), None, None, None, None
     )
     replicas = SimpleNamespace(
         step=np.array([10, 80]), is_unstable=np.array([True, False]), is_finite=np.array([True, True])

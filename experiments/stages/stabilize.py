@@ -263,7 +263,9 @@ def course_entry(info: SimulateInfo | LearnInfo, cycle: int, simulated_ps: float
 def _why(system: System, state: StableState, info: SimulateInfo | LearnInfo) -> str:
     """Why all replicas of a step failed; what it started from is still in the state."""
     starts = state.simulation.checkpoint if isinstance(info, SimulateInfo) else state.simulation.rewound
-    lost, most = int(info.num_quarantined), int(info.most_steps)
+    # A maximum over devices would cost learning one more message: there it is the mean over replicas.
+    most = int(info.most_steps) if isinstance(info, SimulateInfo) else int(info.num_steps) // len(starts.step)
+    lost = int(info.num_quarantined)
     return causes.sentence(system, system.problem.criterion, state.params, starts, num_lost=lost, most_steps=most)
 
 
