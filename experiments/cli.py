@@ -135,19 +135,9 @@ def check_given(config: ConfigDict) -> None:
     Raises:
       ValueError: some are missing.
     """
-    missing = _without_value(config, "config")
+    missing = [f"config.{name}" for name, value in check.fields(config) if value is None]
     if missing:
         raise ValueError(f"expected a value of {', '.join(missing)}, got none: set --{missing[0]}=… and so on.")
-
-
-def _without_value(section: ConfigDict, name: str) -> list[str]:
-    missing = []
-    for field, value in section.items():
-        if isinstance(value, ConfigDict):
-            missing += _without_value(value, f"{name}.{field}")
-        elif value is None:
-            missing.append(f"{name}.{field}")
-    return missing
 
 
 def load_config(path: str, *, model: str | None = None) -> ConfigDict:

@@ -74,14 +74,12 @@ def replayer(system: System, integrator: Integrator) -> Callable[..., tuple[Repl
       system: whose criterion of evaluation is replayed.
       integrator: that the replicas were simulated with.
     """
-    potential, criterion = integrator.potential, stateful(system.evaluation.criterion)
+    criterion = stateful(system.evaluation.criterion)
 
     def one(prepared, given):
         replica, until_step = given
         replica = dynamics.advance(integrator, criterion, prepared, replica, until_step, freeze_above=float("inf"))
-        position = replica.md.position
-        listed = None if potential.lists is None else potential.lists.init(position)
-        frame = dynamics.frame_of(replica.md, potential.prepared_energy(prepared, position, listed))
+        frame = dynamics.frame_at(integrator, prepared, replica)
         slope = jax.grad(lambda frame: criterion.step(replica.criterion, frame)[1])(frame)
         moved = jnp.stack([jnp.any(leaf != 0, axis=-1) for leaf in (slope.position, slope.velocity, slope.force)])
         return replica, Point(frame, jnp.any(moved, axis=0), replica.step, replica.is_finite)

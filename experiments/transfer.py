@@ -17,7 +17,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from experiments import cli
-from experiments.configs import common
+from experiments.configs import check, common
 
 NEEDED = ("config.json", "pretrained.npz", "refined.npz")
 
@@ -59,14 +59,9 @@ def config_of(run_dir: Path) -> ConfigDict:
 
 
 def fields(config: ConfigDict) -> set[str]:
-    """Names of all fields of an experiment, `md.timestep_fs` for one, without those of its model and of the machine."""
-    found = set()
-    for name, value in config.items():
-        if isinstance(value, ConfigDict):
-            found |= {f"{name}.{field}" for field in value}
-        else:
-            found.add(name)
-    return {name for name in found if name.split(".")[0] not in ("model", *common.OF_THE_MACHINE)}
+    """Names of all fields of an experiment, without those of its model and of the machine."""
+    others = ("model", *common.OF_THE_MACHINE)
+    return {name for name, _ in check.fields(config) if name.partition(".")[0] not in others}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

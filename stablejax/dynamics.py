@@ -95,6 +95,19 @@ def frame_of(md: Any, energy: Float[Array, "*replica"] | None = None) -> Frame:
     return Frame(md.position, md.velocity, md.force, energy)
 
 
+def frame_at(integrator: Integrator, prepared: Any, replica: Replica) -> Frame:
+    """The frame at which a replica stands, with its energy.
+
+    Args:
+      integrator: see `integrators.langevin` and `integrators.nose_hoover`.
+      prepared: from `integrator.potential.prepare`.
+      replica: from `init_replica`.
+    """
+    position = replica.md.position
+    energy = integrator.potential.prepared_energy(prepared, position, _listed(integrator, position))
+    return frame_of(replica.md, energy)
+
+
 def violates(integrator: Integrator, criterion: Criterion, prepared: Any, replica: Replica) -> Bool[Array, ""]:
     """Whether the frame at which a replica stands violates the criterion, or its value is not finite.
 
@@ -104,9 +117,7 @@ def violates(integrator: Integrator, criterion: Criterion, prepared: Any, replic
       prepared: from `integrator.potential.prepare`.
       replica: from `init_replica`.
     """
-    md = replica.md
-    energy = integrator.potential.prepared_energy(prepared, md.position, _listed(integrator, md.position))
-    _, violation = stateful(criterion).step(replica.criterion, frame_of(md, energy))
+    _, violation = stateful(criterion).step(replica.criterion, frame_at(integrator, prepared, replica))
     return ~(violation <= 0)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from experiments.data.dataset import Dataset, log
+from experiments.data.dataset import Dataset, log, nearest_images
 from stablejax import units
 from stablejax.space import Space, periodic
 
@@ -199,10 +199,10 @@ def _restoring(position: np.ndarray, force: np.ndarray, space: Space) -> np.ndar
     """Correlation of distance and force along it for each stiff pair of atoms."""
     first, second = np.triu_indices(position.shape[1], 1)
     mean, stiff = STIFF_PAIR
-    near = _images(position[0, second] - position[0, first], space)
+    near = nearest_images(position[0, second] - position[0, first], space)
     chosen = np.linalg.norm(near, axis=-1) < 1.5 * mean
     first, second = first[chosen], second[chosen]
-    vector = _images(position[:, second] - position[:, first], space)
+    vector = nearest_images(position[:, second] - position[:, first], space)
     length = np.linalg.norm(vector, axis=-1)
     is_stiff = (length.mean(axis=0) < mean) & (length.std(axis=0) < stiff) & (length.min(axis=0) > 0)
     length, vector = length[:, is_stiff], vector[:, is_stiff]
@@ -216,12 +216,6 @@ def _work(dataset: Dataset, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Minus the work from each frame to the next of its trajectory, and the change of energy, eV."""
     if dataset.trajectory is not None:
         index = index[dataset.trajectory[index] == dataset.trajectory[index + 1]]
-    step = _images(dataset.position[index + 1].astype(float) - dataset.position[index], dataset.space)
+    step = nearest_images(dataset.position[index + 1].astype(float) - dataset.position[index], dataset.space)
     force = dataset.force[index].astype(float) + dataset.force[index + 1]
     return -0.5 * (force * step).sum(axis=(1, 2)), dataset.energy[index + 1] - dataset.energy[index]
-
-
-def _images(vector: np.ndarray, space: Space) -> np.ndarray:
-    if space.reduced is None:
-        return vector
-    return vector - np.round(vector @ np.linalg.inv(space.reduced)) @ space.reduced

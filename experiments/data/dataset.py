@@ -52,3 +52,15 @@ def located(where: str) -> Iterator[None]:
     except Exception as error:
         error.add_note(where)
         raise
+
+
+def nearest_images(vector: np.ndarray, space: Space) -> np.ndarray:
+    """Vectors to nearest periodic images in double precision, as they are in open boundaries.
+
+    Args:
+      vector: [..., 3] Å.
+      space: of the data set.
+    """
+    if space.reduced is None:
+        return vector
+    return vector - np.round(vector @ np.linalg.inv(space.reduced)) @ space.reduced

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from experiments.data.dataset import Dataset
+from experiments.data.dataset import Dataset, nearest_images
 from stablejax.space import Pairs
 
 SAME_FRAME = 1e-4
@@ -121,7 +121,5 @@ def _check_test_is_new(dataset: Dataset, chosen: Split) -> None:
 def _shape(dataset: Dataset, index: np.ndarray) -> np.ndarray:
     """Distances of all atoms from the first two, [frame, 2 · atom] Å: what rotations and translations leave."""
     position = dataset.position[index].astype(float)
-    vector = position[:, None] - position[:, :2, None]
-    if (cell := dataset.space.reduced) is not None:
-        vector -= np.round(vector @ np.linalg.inv(cell)) @ cell
+    vector = nearest_images(position[:, None] - position[:, :2, None], dataset.space)
     return np.linalg.norm(vector, axis=-1).reshape(len(index), -1)

@@ -182,15 +182,16 @@ def run_evaluation(
     memory.check("the evaluation", evaluator.run_chunk, (prepared, replicas), advice)
     chunks: list[ChunkStatistics] = []
     while len(chunks) < schedule.num_chunks:
+        room = 0 if failure_file is None else failure_file.room
         # The chunk takes the buffers of its replicas, unless there are neighbor lists.
-        before = jax.tree.map(jnp.copy, replicas)
+        before = jax.tree.map(jnp.copy, replicas) if room else replicas
         replicas, stats = evaluator.run_chunk(prepared, replicas)
         if int(stats.num_overflows):
             progress.say("a neighbor list overflowed: lists are made longer and the chunk is repeated")
             evaluator, replicas = build(schedule, with_longer_lists(evaluator.system)), before
             on_longer_lists(evaluator.system.problem)
             continue
-        if failure_file is not None and failure_file.room:
+        if failure_file is not None and room:
             failure_file.add(failures.find(evaluator.system, evaluator.replay, prepared, before, replicas))
         chunks.append(jax.tree.map(lambda x: x.astype(np.float64), processes.to_host(stats)))
         fraction = _report(progress, schedule, len(chunks), replicas)
