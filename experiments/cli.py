@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -9,7 +10,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,7 +18,7 @@ import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments import false_alarms, processes, provenance
+from experiments import false_alarms, interruption, processes, provenance
 from experiments.configs import check, files
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -169,12 +170,12 @@ def load_config(path: str, *, model: str | None = None) -> ConfigDict:
 
 
 def main(config: ConfigDict) -> None:
-    """Run an experiment from the command line: errors in the input are one sentence, not a traceback.
+    """Run an experiment from the command line.
 
     Args:
       config: of the experiment.
     """
-    try:
+    with reported():
         check_given(config)
         check.check(config)
         configure(host_devices=config.host_devices)
@@ -183,6 +184,21 @@ def main(config: ConfigDict) -> None:
         from experiments import pipeline
 
         pipeline.run(config)
+
+
+@contextlib.contextmanager
+def reported() -> Iterator[None]:
+    """The boundary of a command line: what ends the program inside is said, with an exit code of its own.
+
+    Errors in the input are one sentence and code 2; a signal to stop is obeyed at the next checkpoint, with the code of
+    the signal; a defect of the program keeps its traceback.
+    """
+    try:
+        with interruption.deferred():
+            yield
+    except interruption.Interrupted as stop:
+        print("stopped, what was done is saved: the same command goes on from there", file=sys.stderr)
+        sys.exit(stop.exit_code)
     except (ValueError, OSError) as error:
         fail(error)
     except MemoryError as error:

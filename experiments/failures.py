@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.spatial.distance import pdist
 
-from experiments import checkpoints, processes
+from experiments import disk, processes
 from experiments.systems.base import System
 from stablejax import dynamics
 from stablejax.dynamics import Replica
@@ -61,7 +61,7 @@ class FailureFile:
         if len(self._frames) > before and processes.is_first():
             text = io.StringIO()
             _write(text, self._frames)
-            checkpoints.write_text(self._path, text.getvalue())
+            disk.write_text(self._path, text.getvalue())
 
     def _at_violation(self) -> list[Atoms]:
         return [frame for frame in self._frames if frame.info["when"] == "at"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from experiments import processes
+from experiments import disk, processes
 
 
 @contextmanager
@@ -18,16 +19,19 @@ def exclusive(run_dir: Path) -> Iterator[None]:
     Of several processes the first one takes it. All have to call this.
 
     Raises:
-      ValueError: another run has the directory.
+      ValueError: another run has the directory, or it cannot be written.
     """
     lock = FileLock(run_dir / ".lock")
     is_taken = False
     if processes.is_first():
-        run_dir.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            is_taken = True
+        with disk.writing(run_dir):
+            run_dir.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:  # an OSError
+                is_taken = True
+            except NotImplementedError as error:
+                raise OSError(errno.ENOTSUP, "the file system has no locks") from error
     if processes.agree(is_taken):
         raise ValueError(
             f"{run_dir} is in use by another run: wait until it ends, or choose another directory with "

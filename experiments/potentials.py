@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import jax
 import numpy as np
 
 import stablejax
-from experiments import checkpoints, processes
+from experiments import checkpoints, disk, processes
 from experiments.systems.base import System
 from stablejax import OPEN, Potential, bind, periodic
 from stablejax.types import Params
@@ -37,7 +36,7 @@ def save(run_dir: Path, system: System) -> None:
         "offset_eV": system.data.offset,
     }
     if processes.is_first():
-        checkpoints.write_text(run_dir / FILE, checkpoints.to_json(about, indent=1) + "\n")
+        disk.write_json(run_dir / FILE, about)
 
 
 def load(run_dir: Path, *, parameters: str = "refined.npz") -> tuple[Potential, Params]:
@@ -50,7 +49,9 @@ def load(run_dir: Path, *, parameters: str = "refined.npz") -> tuple[Potential, 
     Raises:
       ValueError: the model is not one of the library; the parameters are those of another model.
     """
-    about = json.loads((run_dir / FILE).read_text())
+    about = disk.read_json(
+        run_dir / FILE, use="it describes the potential: give the command of the run again, which writes it"
+    )
     model = getattr(stablejax, about["model"], None)
     if model is None:
         raise ValueError(

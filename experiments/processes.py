@@ -44,6 +44,20 @@ def agree(fact: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.array(fact)))
 
 
+def first(number: int) -> int:
+    """The number on the first process."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.broadcast_one_to_all(np.array(number, np.int32)))
+
+
+def largest(number: int) -> int:
+    """Maximum over all processes."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.process_allgather(np.array(number, np.int32)).max())
+
+
 def smallest(number: float) -> float:
     """Minimum over all processes, so that decisions based on it are the same in all."""
     if jax.process_count() == 1:

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import checkpoints, provenance, report, systems
-from experiments.progress import Progress
+from experiments import checkpoints, disk, locks, provenance, report, run_directory, systems
 from experiments.report import Facts, Runs
+from experiments.run_directory import RunDirectory
 from experiments.stages import evaluate
 from experiments.systems import base
 from experiments.systems.base import System
 from stablejax import reweighting, units
+from stablejax.types import Params
 
 PARAMETERS = {"before": "pretrained.npz", "after": "refined.npz"}
-FILE = "transfer.json"
+FILE, FOLDER = "transfer.json", "transfer"
 MIN_EFFECTIVE_FRAMES = 100
 """With fewer, errors of the structure are marked: they may be of the reference."""
 OF_THE_DATA = ("energy_mae_meV_per_atom", "force_mae_eV_per_A", "force_mae_change")
@@ -38,35 +40,51 @@ def run(config: ConfigDict, temperatures: Sequence[float]) -> dict:
       temperatures: K.
 
     Raises:
-      ValueError: the run is not of a molecule, or nothing was stable until the first frame.
+      ValueError: the run is not of a molecule, its data have changed, nothing was stable until the first frame, or the
+        directory is in use or cannot be written.
+      Interrupted: it was asked to end.
     """
     if config.system != "molecule":
         raise ValueError(
             f"{config.run_dir}: expected the run of a molecule, got of a {config.system}: its criterion compares with "
             "the reference of its own temperature, so there is nothing to say of another."
         )
-    run_dir, system = Path(config.run_dir), systems.build(config)
-    like = jax.eval_shape(system.problem.potential.init, base.key_for(config.seed, "model"))
-    params = {phase: checkpoints.load(run_dir / file, like) for phase, file in PARAMETERS.items()}
-    progress = Progress(run_dir / "transfer_metrics.jsonl")
-    rows: list[dict] = []
-    name, its_config = f"{config.name}_seed{config.seed}_transfer", report.facts_of(config, system).config
-    record: dict = {"name": name, "config": its_config, "wall_s": 0.0, "rows": rows} | provenance.about()
-    for temperature_K in temperatures:
-        there, effective_frames = at_temperature(system, temperature_K)
-        evaluator, found = evaluate.build(evaluate.schedule_of(config), there), {}
-        for phase in PARAMETERS:
-            progress.stage(f"{temperature_K:g} K {phase}")
-            found[phase], evaluator = evaluate.run_evaluation(evaluator, params[phase], progress)
-        progress.close()
-        # The reference's motion is of its own temperature, so there is none.
-        runs = Runs(found["before"], found["after"], reference_motion={})
-        measured = _rows(report.facts_of(config, there), runs, effective_frames)
-        progress.say(f"{temperature_K:g} K: {_line(measured)}")
-        rows += [row | {"temperature_K": temperature_K} for row in measured]
-        record["wall_s"] = sum(progress.stage_wall_s.values())
-        checkpoints.write_text(run_dir / FILE, checkpoints.to_json(record, indent=1) + "\n")
+    run_dir, schedule, system = Path(config.run_dir), evaluate.schedule_of(config), systems.build(config)
+    made_from = run_directory.made_from(config)
+    with locks.exclusive(run_dir):
+        params = _parameters(config, made_from, system)
+        directory = RunDirectory(run_dir / FOLDER, made_from)
+        directory.claim()
+        name, its_config = f"{config.name}_seed{config.seed}_transfer", report.facts_of(config, system).config
+        record: dict = {"name": name, "config": its_config, "wall_s": 0.0, "rows": []} | provenance.about()
+        for temperature_K in temperatures:
+            there, effective_frames = at_temperature(system, temperature_K)
+            found: dict[str, evaluate.Evaluation] = {}
+            for phase in PARAMETERS:
+                stage = f"{temperature_K:g}_K_{phase}"
+                found[phase], there = evaluate.resumed(directory, stage, schedule, there, params[phase])
+            # The reference's motion is of its own temperature, so there is none.
+            runs = Runs(found["before"], found["after"], reference_motion={})
+            measured = _rows(report.facts_of(config, there), runs, effective_frames)
+            record["wall_s"] = sum(directory.close().values())
+            directory.progress.say(f"{temperature_K:g} K: {_line(measured)}")
+            record["rows"] += [row | {"temperature_K": temperature_K} for row in measured]
+            disk.write_json(run_dir / FILE, record)
     return record
+
+
+def _parameters(config: ConfigDict, made_from: dict[str, Any], system: System) -> dict[str, Params]:
+    """Those of the run, whose data have to be the same."""
+    run_dir, found = Path(config.run_dir), {}
+    like = jax.eval_shape(system.problem.potential.init, base.key_for(config.seed, "model"))
+    for phase, file in PARAMETERS.items():
+        found[phase], about = checkpoints.load_with_about(run_dir / file, like)
+        if about.get("made_from", made_from)["data"] != made_from["data"]:
+            raise ValueError(
+                f"{run_dir / file}: expected the data of the run, but the contents of {config.data.path} have changed "
+                "since: restore them."
+            )
+    return found
 
 
 def at_temperature(system: System, temperature_K: float) -> tuple[System, float]:
@@ -107,7 +125,7 @@ def _rows(facts: Facts, runs: Runs, effective_frames: float) -> list[dict]:
     rows = [row for row in report.measured_rows(facts, runs) if row["metric"] not in OF_THE_DATA]
     rows = [row | mark if row["metric"] in compared else row for row in rows]
     size = {"metric": "reference_effective_frames", "value": effective_frames, "frames": facts.num_reference}
-    return checkpoints.finite([*rows, size | mark])
+    return disk.finite([*rows, size | mark])
 
 
 def _line(rows: list[dict]) -> str:

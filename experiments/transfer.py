@@ -8,15 +8,13 @@ Evaluates both sets of parameters of a finished run at each temperature, and wri
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from experiments import cli
+from experiments import cli, disk
 from experiments.configs import check, common
 
 NEEDED = ("config.json", "pretrained.npz", "refined.npz")
@@ -48,7 +46,8 @@ def config_of(run_dir: Path) -> ConfigDict:
             f"--run has to be the directory of a finished run, got {run_dir}, which has no {missing[0]}: "
             "run the experiment to its end first."
         )
-    config = ConfigDict(json.loads((run_dir / "config.json").read_text())["config"])
+    use = "give the command of the run again, which writes it"
+    config = ConfigDict(disk.read_json(run_dir / "config.json", use=use)["config"])
     if lacking := sorted(fields(common.get_config()) - fields(config)):
         raise ValueError(
             f"{run_dir}: expected the config of a run of this version, got one without {', '.join(lacking)}: "
@@ -75,15 +74,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--temperatures", default="350,700", help="K, the paper's unless given")
     parser.add_argument("--host_devices", type=int, default=0, help="CPU devices for replicas; 0: one per core")
     given = parser.parse_args(arguments)
-    try:
+    with cli.reported():
         numbers, config = positive_numbers(given.temperatures), config_of(given.run)
         cli.configure(host_devices=given.host_devices)
         # Not before: jax-md starts the backend when it is imported, and the number of devices is fixed then.
         from experiments import temperatures
 
         temperatures.run(config, numbers)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ def finish(processes, run_dir):
 
 
 def kill_once_it_learns(processes, run_dir):
-    while not (run_dir / "stable_state.npz").exists():
+    while not list((run_dir / "checkpoints").glob("stable-*.npz")):
         assert all(process.poll() is None for process in processes)
         time.sleep(0.01)
     for process in processes:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 import tiny as tiny_config
 
-from experiments import checkpoints, pipeline, potentials
+from experiments import checkpoints, interruption, pipeline, potentials
 from experiments.configs import aspirin as aspirin_config
 from experiments.configs import aspirin_paper
 from experiments.data import loaders
@@ -115,33 +117,83 @@ def test_a_finished_run_is_not_run_again_and_gives_the_same_record(finished):
     assert drop(again["rows"]) == drop(record["rows"])
 
 
-def test_an_interrupted_run_ends_as_if_it_had_not_been(finished, tmp_path, monkeypatch):
+def test_a_run_stopped_in_every_stage_ends_as_if_it_had_not_been(finished, tmp_path, monkeypatch):
+    """Stopped once in each stage, each time after a checkpoint and a line of metrics that are not the stage's last."""
     run_dir, record = finished
-    real, calls = checkpoints.save, []
+    stops = iter(["pretraining-00000010.npz", "evaluation_before-00000001.npz", "stable-00000003.npz"])
+    real, following, num_started = checkpoints.save, [next(stops)], 0
 
-    def failing(path, tree):
-        real(path, tree)
-        if path.name == "stable_state.npz":
-            calls.append(path)
-            if len(calls) == 2:
-                raise KeyboardInterrupt
+    def stopped(path, tree, about=None):
+        real(path, tree, about)
+        if path.name == following[0]:
+            following[0] = next(stops, "evaluation_after-00000001.npz") if "after" not in path.name else ""
+            signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(checkpoints, "save", failing)
-    with pytest.raises(KeyboardInterrupt):
-        pipeline.run(tiny(tmp_path / "run"))
-    monkeypatch.setattr(checkpoints, "save", real)
-    monkeypatch.setattr(pretrain, "run_pretraining", lambda *_: pytest.fail("pretraining was run again"))
+    monkeypatch.setattr(checkpoints, "save", stopped)
+    while following[0]:
+        num_started += 1
+        with pytest.raises(interruption.Interrupted, match="SIGTERM"), interruption.deferred():
+            pipeline.run(tiny(tmp_path / "run"))
     again = pipeline.run(tiny(tmp_path / "run"))
+    assert num_started == 4
     drop = lambda rows: [row for row in rows if row["metric"] != "stage_wall_s"]  # noqa: E731
     assert drop(again["rows"]) == drop(record["rows"])
+    for name in ("pretrained", "evaluation_before", "refined", "evaluation_after"):
+        with np.load(run_dir / f"{name}.npz") as one, np.load(tmp_path / "run" / f"{name}.npz") as other:
+            arrays = set(one.files) - {checkpoints.ABOUT}
+            assert arrays == set(other.files) - {checkpoints.ABOUT}
+            assert all(one[array].tobytes() == other[array].tobytes() for array in arrays), name
+    texts = [(folder / "metrics.jsonl").read_text() for folder in (run_dir, tmp_path / "run")]
+    lines = [[json.loads(line) for line in text.splitlines()] for text in texts]
+    assert {line["invocation"] for line in lines[1]} == {1, 2, 3, 4, 5}
+    timeless = [[{k: v for k, v in line.items() if k not in ("wall_s", "invocation")} for line in one] for one in lines]
+    assert timeless[0] == timeless[1]
+    invocations = json.loads((tmp_path / "run" / "invocations.json").read_text())
+    walls = [sum(one["wall_s"].values()) for one in invocations]
+    assert len(walls) == 5 and min(walls) > 0
+    assert again["wall_s"] == pytest.approx(sum(walls), abs=1e-6)
 
 
 def test_another_config_in_the_same_place_is_refused(finished):
     run_dir, _ = finished
     config = tiny(run_dir)
     config.stable.learning_rate = 0.5
-    with pytest.raises(ValueError, match="holds a run with another config .it differs in stable."):
+    with pytest.raises(ValueError, match="it differs in stable.learning_rate 0.0001 -> 0.5"):
         pipeline.run(config)
+
+
+def test_other_data_under_the_same_name_are_refused(tmp_path, monkeypatch):
+    """Before anything is computed, with the first checkpoint of the first stage there."""
+    config = tiny(tmp_path / "run")
+    config.data.path = str(shutil.copy(aspirin_config.DATA, tmp_path / "mine.npz"))
+    real = checkpoints.save
+
+    def stopped(*arguments):
+        real(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints, "save", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(config)
+    (tmp_path / "run" / "config.json").unlink()
+    with np.load(config.data.path) as file:
+        np.savez(config.data.path, **{name: array + 0.5 * (name == "E") for name, array in file.items()})
+    monkeypatch.setattr(pretrain, "run_pretraining", lambda *_, **__: pytest.fail("pretraining goes on"))
+    with pytest.raises(ValueError, match="holds another run .the contents of .*mine.npz have changed"):
+        pipeline.run(config)
+
+
+def test_a_damaged_result_is_made_again_from_the_state_before_it(finished, tmp_path, monkeypatch, capsys):
+    run_dir, record = finished
+    mine = shutil.copytree(run_dir, tmp_path / "run")
+    (mine / "pretrained.npz").write_bytes((run_dir / "pretrained.npz").read_bytes()[:-100])
+    monkeypatch.setattr(pretrain, "_report", lambda *_: pytest.fail("a step of pretraining was repeated"))
+    again = pipeline.run(tiny(mine))
+    drop = lambda rows: [row for row in rows if row["metric"] != "stage_wall_s"]  # noqa: E731
+    assert drop(again["rows"]) == drop(record["rows"])
+    assert "pretrained.npz is damaged (BadZipFile: " in capsys.readouterr().out
+    with np.load(run_dir / "pretrained.npz") as one, np.load(mine / "pretrained.npz") as other:
+        assert all(one[name].tobytes() == other[name].tobytes() for name in one.files if name != checkpoints.ABOUT)
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_simulations_have_the_temperature_and_the_spread_of_equipartition(finish
 
 def test_nothing_is_learned_where_nothing_fails_and_the_ratio_is_unknown(finished):
     config, _, record, rows = finished
-    course = json.loads((Path(config.run_dir) / "stable_course.json").read_text())
+    course = checkpoints.about(Path(config.run_dir) / "refined.npz")["course"]
     assert [entry["phase"] for entry in course] == ["simulating"]  # 1 ps is one time t of 2,000 steps
     assert rows["ratio_median_first_passage", None] is None
     assert rows["force_mae_eV_per_A", "before"] == rows["force_mae_eV_per_A", "after"]

@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 
-from experiments import checkpoints, report
+from experiments import disk, report
 from experiments.report import page
 from experiments.report.record import ratio_kind
 from experiments.stages import stabilize
@@ -256,7 +256,7 @@ def test_an_entry_of_the_course_has_each_figure_under_its_own_name():
     assert entry["signal_to_noise"] == 2.0
     assert entry["fault"] == "the update of the parameters is not finite"
     assert entry["num_rollbacks"] == float(info.num_rollbacks)
-    assert json.loads(checkpoints.to_json(entry)) == entry
+    assert json.loads(disk.to_json(entry)) == entry
 
 
 def test_a_record_says_how_often_learning_went_wrong():

@@ -162,7 +162,10 @@ def test_what_is_reported_of_an_evaluation_is_of_test_frames_and_of_stable_ones(
     total = {"h_r": np.array([6.0, 1.5]), "temperature": np.asarray(3 * units.thermal_energy(450.0))}
     motion = {"vacf": np.array([[1.0, 0.5], [1.0, 0.25]])}
     seen = evaluate.ChunkStatistics(np.float64(3), np.float64(0), total, np.array([0.0, 1.0]), motion)
-    run = evaluate._evaluation(evaluator, None, replicas, [seen])
+    none = evaluate.Totals(
+        np.array(0), np.zeros(()), dict.fromkeys(total, 0.0), np.zeros(2), {"vacf": np.zeros((2, 2))}
+    )
+    run = evaluate._evaluation(evaluator, None, replicas, evaluate.added(none, seen))
     (index,) = asked
     np.testing.assert_array_equal(index, split.test)
     assert (float(run.energy_mae), float(run.force_mae)) == (0.25, 0.5)
@@ -209,10 +212,12 @@ def test_motion_counts_whole_windows_only():
         vacf = np.full((2, 3), value)
         return evaluate.ChunkStatistics(np.float64(1), np.float64(0), {}, np.array(is_whole, float), {"vacf": vacf})
 
-    chunks = [seen([True, True], 1.0), seen([True, False], 3.0), seen([False, False], 9.0)]
-    mean = evaluate._mean_motion(chunks)["vacf"]
-    np.testing.assert_allclose(mean, [[2.0] * 3, [1.0] * 3])
-    assert np.isnan(evaluate._mean_motion([seen([True, False], 1.0)])["vacf"][1]).all()
+    none = evaluate.Totals(np.array(0), np.zeros(()), {}, np.zeros(2), {"vacf": np.zeros((2, 3))})
+    one = evaluate.added(none, seen([True, True], 1.0))
+    three = evaluate.added(evaluate.added(one, seen([True, False], 3.0)), seen([False, False], 9.0))
+    np.testing.assert_allclose(evaluate.mean_motion(three)["vacf"], [[2.0] * 3, [1.0] * 3])
+    assert (int(three.num_chunks), float(three.num_frames), three.num_windows.tolist()) == (3, 3.0, [2, 1])
+    assert np.isnan(evaluate.mean_motion(evaluate.added(none, seen([True, False], 1.0)))["vacf"][1]).all()
 
 
 def test_structure_of_an_evaluation_is_that_of_its_stable_frames(config, system, tmp_path):
@@ -265,7 +270,10 @@ def test_simulation_without_instability_is_given_up(config, system, tmp_path):
     state = stabilize.start(settings, calm, params, num_replicas=config.stable.num_replicas)
     course: list[dict] = []
     state, _ = stabilize.run_stable(settings, calm, state, course, lambda *_: None, progress)
+    params = jax.device_get(state.params)
+    again, _ = stabilize.run_stable(settings, system, state, course, lambda *_: pytest.fail("it goes on"), progress)
     assert int(state.cycle) == 0
+    jax.tree.map(np.testing.assert_array_equal, params, again.params)  # finished is part of the state
     assert [entry["phase"] for entry in course] == ["simulating"] * 2
     assert int(state.phase) == stable.FINISHED
     assert "no more instability: fewer than 50 % of the replicas failed within 0.02 ps" in stream.getvalue()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
-from functools import partial
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,9 +13,9 @@ import numpy as np
 import pytest
 import tiny
 
-from experiments import pipeline, temperatures, transfer
+from experiments import locks, pipeline, temperatures, transfer
+from experiments.configs import aspirin
 from experiments.data import loaders
-from experiments.progress import Progress
 from experiments.stages import evaluate, pretrain, stabilize
 from experiments.systems import base
 from stablejax import units
@@ -63,7 +62,7 @@ def test_at_its_own_temperature_every_reference_frame_counts_the_same():
     assert reference["square"] == pytest.approx((system.data.reference_position[:, 0, 0] ** 2).mean(), rel=1e-5)
 
 
-def untrained(settings, system, progress):
+def untrained(settings, system, progress, **_):
     """Instead of pretraining: parameters as they are drawn."""
     return jax.jit(system.problem.potential.init)(jax.random.key(0))
 
@@ -74,7 +73,7 @@ def refined(settings, system, state, course, save, progress, **_):
     state = state._replace(learning=state.learning._replace(updates=updates))
     learned = {"num_rollbacks": 0, "gives_up": False}
     course.append({"phase": "learning", "simulated_ps": 0.01, "fraction_unstable": 0.5} | learned)
-    save(state, course)
+    save(state, course, system)
     return state, system
 
 
@@ -96,15 +95,23 @@ def transferred(finished):
     run_dir, _ = finished
     real, starts = evaluate.run_evaluation, []
 
-    def seen(evaluator, params, progress):
+    def seen(evaluator, params, progress, **given):
         replicas = evaluator.start(evaluator.prepare(params))
         starts.append((evaluator, params, np.asarray(replicas.md.position)))
-        return real(evaluator, params, progress)
+        return real(evaluator, params, progress, **given)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "run_evaluation", seen)
         record = temperatures.run(transfer.config_of(run_dir), [500.0, 200.0])
     return record, starts
+
+
+def refused(arguments, capsys):
+    """What is said of a command line that is refused."""
+    with pytest.raises(SystemExit) as stop:
+        transfer.main(arguments)
+    assert stop.value.code == 2
+    return capsys.readouterr().err
 
 
 def rows_at(record, temperature_K):
@@ -163,56 +170,70 @@ def test_errors_against_a_reference_of_few_frames_are_marked(transferred):
         assert marked == compared | {"reference_effective_frames"}
 
 
-def test_a_temperature_that_is_done_is_on_disk_and_said_in_a_line(finished, tmp_path, monkeypatch):
+def test_a_temperature_that_is_done_is_kept_said_in_a_line_and_not_done_again(finished, tmp_path, monkeypatch, capsys):
     run_dir, _ = finished
     for name in transfer.NEEDED:
         (tmp_path / name).write_bytes((run_dir / name).read_bytes())
-    both = [pipeline._saved_evaluation(run_dir / f"evaluation_{phase}.npz") for phase in ("before", "after")]
-    left = iter(both)
+    real, asked = evaluate.run_evaluation, []
 
-    def next_evaluation(evaluator, *_):
-        for one in left:
-            return one, evaluator
-        raise KeyboardInterrupt
+    def next_evaluation(evaluator, *arguments, **given):
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        asked.append(evaluator.system.problem.kT)
+        return real(evaluator, *arguments, **given)
 
-    said = io.StringIO()
-    monkeypatch.setattr(temperatures, "Progress", partial(Progress, stream=said))
     monkeypatch.setattr(evaluate, "run_evaluation", next_evaluation)
-    with pytest.raises(KeyboardInterrupt):
-        temperatures.run(transfer.config_of(tmp_path), [150.0, 600.0])
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            temperatures.run(transfer.config_of(tmp_path), [150.0, 600.0])
+    assert asked == [units.thermal_energy(150.0)] * 2
     record = json.loads((tmp_path / "transfer.json").read_text())
     assert {row["temperature_K"] for row in record["rows"]} == {150.0}
-    (line,) = said.getvalue().splitlines()
+    line, again = (line for line in capsys.readouterr().out.splitlines() if "median stable time" in line)
+    assert line.partition("]")[2] == again.partition("]")[2]
     size = rows_at(record, 150.0)["reference_effective_frames", None]["value"]
     assert "150 K: median stable time: " in line
     assert f"(a reference worth {size:.0f} of 7500 frames, too few to rely on); kinetic temperature: " in line
 
 
+def test_a_run_in_use_and_other_data_are_refused(finished, tmp_path):
+    run_dir, _ = finished
+    config = transfer.config_of(run_dir)
+    with locks.exclusive(run_dir), pytest.raises(ValueError, match="is in use by another run"):
+        temperatures.run(config, [350.0])
+    config.data.path = str(tmp_path / "mine.npz")
+    with np.load(aspirin.DATA) as file:
+        np.savez(config.data.path, **{name: array + 0.5 * (name == "E") for name, array in file.items()})
+    with pytest.raises(ValueError, match="pretrained.npz: expected the data of the run, but the contents of .*mine"):
+        temperatures.run(config, [350.0])
+
+
 @pytest.mark.parametrize("text", ["", "350,", "350,hot", "350,-7", "0", "nan", "inf"])
-def test_temperatures_are_positive_numbers(text, tmp_path):
-    with pytest.raises(SystemExit, match="error: --temperatures has to be positive numbers, K, got "):
-        transfer.main([f"--run={tmp_path}", f"--temperatures={text}"])
+def test_temperatures_are_positive_numbers(text, tmp_path, capsys):
+    assert refused([f"--run={tmp_path}", f"--temperatures={text}"], capsys).startswith(
+        "error: --temperatures has to be positive numbers, K, got "
+    )
     assert transfer.positive_numbers("350,712.5") == [350.0, 712.5]
 
 
-def test_a_run_that_is_not_finished_is_refused(tmp_path):
+def test_a_run_that_is_not_finished_is_refused(tmp_path, capsys):
     for name in transfer.NEEDED:
-        with pytest.raises(SystemExit, match=f"error: --run has to be .* finished run, got .*, which has no {name}:"):
-            transfer.main([f"--run={tmp_path}"])
+        said = refused([f"--run={tmp_path}"], capsys)
+        assert re.match(f"error: --run has to be .* finished run, got .*, which has no {name}:", said)
         (tmp_path / name).touch()
 
 
-def test_a_run_of_a_version_with_other_fields_is_refused(finished, tmp_path):
+def test_a_run_of_a_version_with_other_fields_is_refused(finished, tmp_path, capsys):
     run_dir, _ = finished
     for name in transfer.NEEDED:
         (tmp_path / name).write_bytes((run_dir / name).read_bytes())
     about = json.loads((tmp_path / "config.json").read_text())
     del about["config"]["stability"], about["config"]["md"]["timestep_fs"]
     (tmp_path / "config.json").write_text(json.dumps(about))
-    with pytest.raises(
-        SystemExit, match="expected the config of a run of this version, got one without md.timestep_fs, "
-    ):
-        transfer.main([f"--run={tmp_path}"])
+    said = refused([f"--run={tmp_path}"], capsys)
+    assert "expected the config of a run of this version, got one without md.timestep_fs, " in said
+    (tmp_path / "config.json").write_text("{")
+    assert "config.json is damaged, expected JSON" in refused([f"--run={tmp_path}"], capsys)
 
 
 def test_a_liquid_is_refused(finished):

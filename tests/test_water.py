@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -99,7 +98,7 @@ def test_record_and_page_are_those_of_a_liquid(finished):
     page = (run_dir / "report.html").read_text()
     assert "g(r) of OO, MAE" in page and "h(r) MAE" not in page
     assert "atoms of two molecules are nearer than" in page
-    course = json.loads((run_dir / "stable_course.json").read_text())
+    course = checkpoints.about(run_dir / "refined.npz")["course"]
     assert {"simulating", "learning"} == {entry["phase"] for entry in course}
     assert all(np.isfinite(entry["observable_loss"]) for entry in course if entry["phase"] == "learning")
 
@@ -141,28 +140,28 @@ def test_lists_that_an_evaluation_lengthened_are_handed_on(data, tmp_path):
     progress = Progress(tmp_path / "metrics.jsonl", io.StringIO())
     progress.stage("evaluation")
     evaluator = evaluate.build(evaluate.schedule_of(config), short)
-    told: list[Problem] = []
-    _, evaluator = evaluate.run_evaluation(evaluator, params, progress, on_longer_lists=told.append)
-    assert evaluator.system.problem.potential.lists.num_pairs > 10
-    assert told[-1].potential.lists.num_pairs == evaluator.system.problem.potential.lists.num_pairs
+    told: list[int] = []
+    save = lambda *_, num_pairs: told.append(num_pairs)  # noqa: E731
+    _, evaluator = evaluate.run_evaluation(evaluator, params, progress, save=save)
+    assert evaluator.system.num_pairs > 10
+    assert told[-1] == evaluator.system.num_pairs
     settings = stabilize.settings_of(config, short)
     state = stabilize.start(settings, short, params, num_replicas=4)
     _, longer = stabilize.run_stable(settings, short, state, [], lambda *_: None, progress)
-    assert longer.problem.potential.lists.num_pairs > 10
+    assert longer.num_pairs > 10
 
 
-def test_capacity_of_lists_is_kept_with_a_run(tmp_path):
-    """What a stage needed is what a resumed run begins with; a run without lists has nothing to keep."""
+def test_capacity_of_lists_is_that_of_a_checkpoint():
+    """What a stage needed is what a resumed run begins with; a system without lists has nothing to keep."""
     plain = from_atom_energies(lambda k, x, pairs: jnp.zeros(4), num_atoms=4, cutoff=2.0)
     nothing: dict[str, Any] = dict.fromkeys(Problem._fields)
     problem = Problem(**(nothing | {"potential": plain.with_lists(skin=0.5, num_pairs=1)}))
     system = base.System(**(dict.fromkeys(base.System._fields) | {"problem": problem}))
-    assert pipeline._with_saved_lists(tmp_path, system) is system
-    pipeline._save_lists(tmp_path, problem._replace(potential=forms.with_longer_lists(problem.potential, 3.0)))
-    found = pipeline._with_saved_lists(tmp_path, system).problem.potential
+    assert system.with_num_pairs(None) is system.with_num_pairs(1) is system
+    found = system.with_num_pairs(3).problem.potential
     assert (found.lists.num_pairs, found.skin, found.cutoff) == (3, 0.5, 2.0)
     without = system._replace(problem=problem._replace(potential=plain))
-    assert pipeline._with_saved_lists(tmp_path, without) is without
+    assert without.with_num_pairs(3) is without and without.num_pairs is None
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from string import Template
 
 from ml_collections import ConfigDict
 
+from experiments import disk
 from experiments.report import plots
 from experiments.report.facts import Facts, Runs
 from experiments.report.record import finder
@@ -34,10 +35,11 @@ def write_page(run_dir: Path, facts: Facts, record: dict, runs: Runs, course: li
     """
     buffer = io.BytesIO()
     plots.figure_3(facts, runs, course).savefig(buffer, format="png", dpi=110)
-    (run_dir / "figure.png").write_bytes(buffer.getvalue())
+    with disk.whole(run_dir / "figure.png") as file:
+        file.write(buffer.getvalue())
     path = run_dir / "report.html"
     files = [name for name in FAILURES if (run_dir / name).exists()]
-    path.write_text(make_page(facts, record, buffer.getvalue(), failures=files), encoding="utf-8")
+    disk.write_text(path, make_page(facts, record, buffer.getvalue(), failures=files))
     return path
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import checkpoints, provenance
+from experiments import disk, provenance
 from experiments.report.facts import Facts, Runs
 from experiments.stages.evaluate import Evaluation
 from stablejax import metrics, survival, units
@@ -37,7 +37,7 @@ def make_record(facts: Facts, runs: Runs, wall_s: dict[str, float], *, course: S
         "wall_s": sum(wall_s.values()),
         "rows": rows,
     }
-    return checkpoints.finite(record | provenance.about())
+    return disk.finite(record | provenance.about())
 
 
 def _learning_rows(course: Sequence[dict]) -> list[dict]:

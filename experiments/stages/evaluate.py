@@ -16,13 +16,13 @@ from ml_collections import ConfigDict
 from experiments import failures, memory, processes
 from experiments.failures import FailureFile, Point, replayer
 from experiments.progress import Progress
+from experiments.run_directory import RunDirectory
 from experiments.stages import causes
 from experiments.systems import base
 from experiments.systems.base import System
 from stablejax import dynamics, forms, integrators, losses, units
 from stablejax.dynamics import Replica
 from stablejax.integrators import Integrator
-from stablejax.problem import Problem
 from stablejax.types import Array, Frame, Params
 
 log = logging.getLogger("experiments.evaluate")
@@ -67,6 +67,23 @@ class ChunkStatistics(NamedTuple):
     total: dict[str, Array]  # observables, summed over them
     is_whole: Array  # [replica] stable for the whole chunk, so that its motion counts
     motion: dict[str, Array]  # [replica, lag]
+
+
+class Totals(NamedTuple):
+    """Statistics of the chunks so far, summed in double precision on the host."""
+
+    num_chunks: np.ndarray  # []
+    num_frames: np.ndarray  # [] stable frames
+    total: dict[str, np.ndarray]  # observables, summed over them
+    num_windows: np.ndarray  # [replica] whole chunks
+    motion: dict[str, np.ndarray]  # [replica, lag] summed over them
+
+
+class Measured(NamedTuple):
+    """State of an evaluation, from which it goes on."""
+
+    replicas: Replica
+    totals: Totals
 
 
 class Evaluator(NamedTuple):
@@ -152,12 +169,85 @@ def _run_one(
     return replica, ChunkStatistics(jnp.sum(is_valid), replica.did_overflow, total, jnp.all(is_valid), motion)
 
 
+def shape_of(evaluator: Evaluator, params: Params) -> Measured:
+    """Shapes and types of the state of an evaluation; its totals are zero.
+
+    Args:
+      evaluator: from `build`.
+      params: of the potential.
+    """
+    prepared = jax.eval_shape(evaluator.prepare, params)
+    replicas = jax.eval_shape(evaluator.start, prepared)
+    _, stats = jax.eval_shape(evaluator.run_chunk, prepared, replicas)
+    zeros = partial(jax.tree.map, lambda leaf: np.zeros(leaf.shape))
+    nothing = np.zeros((), np.int64)
+    totals = Totals(nothing, zeros(stats.num_frames), zeros(stats.total), zeros(stats.is_whole), zeros(stats.motion))
+    return Measured(replicas, totals)
+
+
+def like(measured: Measured) -> Evaluation:
+    """Shapes and types of the results of an evaluation.
+
+    Args:
+      measured: from `shape_of`.
+    """
+    totals = measured.totals
+    of_replicas, error = np.zeros(totals.num_windows.shape), np.zeros((), np.float32)
+    structure = {name: zeros for name, zeros in totals.total.items() if name != "temperature"}
+    is_not = of_replicas.astype(bool)
+    one = np.zeros(())
+    return Evaluation(of_replicas, is_not, is_not, one, one, structure, totals.motion, error, error)
+
+
+def resumed(
+    directory: RunDirectory,
+    name: str,
+    schedule: Schedule,
+    system: System,
+    params: Params,
+    *,
+    failure_file: FailureFile | None = None,
+) -> tuple[Evaluation, System]:
+    """An evaluation that is kept in a directory and goes on where it was interrupted.
+
+    Args:
+      directory: of the run.
+      name: of the evaluation.
+      schedule: from `schedule_of`.
+      system: what is simulated.
+      params: of its potential.
+      failure_file: see `run_evaluation`.
+
+    Returns:
+      The results, and the system with the neighbor lists that it needed.
+    """
+    directory.progress.stage(name.replace("_", " "))
+    evaluator = build(schedule, system)
+    shape = shape_of(evaluator, params)
+    if (known := directory.result(name, like(shape))) is not None:
+        return known.tree, system.with_num_pairs(known.about["num_pairs"])
+    saved = directory.state(name, shape)
+    if saved is not None:
+        evaluator = build(schedule, system.with_num_pairs(saved.about["num_pairs"]))
+    made, evaluator = run_evaluation(
+        evaluator,
+        params,
+        directory.progress,
+        saved=None if saved is None else saved.tree,
+        save=partial(directory.save_state, name),
+        failure_file=failure_file,
+    )
+    directory.save_result(name, made, num_pairs=evaluator.system.num_pairs)
+    return made, evaluator.system
+
+
 def run_evaluation(
     evaluator: Evaluator,
     params: Params,
     progress: Progress,
     *,
-    on_longer_lists: Callable[[Problem], None] = lambda _: None,
+    saved: Measured | None = None,
+    save: Callable[..., None] = lambda *_, **__: None,
     failure_file: FailureFile | None = None,
 ) -> tuple[Evaluation, Evaluator]:
     """First passage from held-out starts, and observables of the frames before it.
@@ -166,7 +256,8 @@ def run_evaluation(
       evaluator: from `build`.
       params: of the potential.
       progress: updated after every chunk.
-      on_longer_lists: called with the problem whenever its lists were lengthened.
+      saved: state to go on from. None: the start.
+      save: called after every chunk with its number, the state and `num_pairs` of the neighbor lists.
       failure_file: keeps the last frames of replicas that fail. None: they are not kept.
 
     Returns:
@@ -175,29 +266,47 @@ def run_evaluation(
     Raises:
       ValueError: no replica was stable until the first frame, or the memory does not suffice.
     """
-    schedule = evaluator.schedule
     prepared = evaluator.prepare(params)
-    replicas = evaluator.start(prepared)
+    replicas, totals = saved or shape_of(evaluator, params)._replace(replicas=evaluator.start(prepared))
     advice = "lower config.evaluate.num_replicas or chunk_ps"
     memory.check("the evaluation", evaluator.run_chunk, (prepared, replicas), advice)
-    chunks: list[ChunkStatistics] = []
-    while len(chunks) < schedule.num_chunks:
+    while totals.num_chunks < evaluator.schedule.num_chunks and not bool(jnp.all(replicas.is_frozen)):
         room = 0 if failure_file is None else failure_file.room
         # The chunk takes the buffers of its replicas, unless there are neighbor lists.
         before = jax.tree.map(jnp.copy, replicas) if room else replicas
         replicas, stats = evaluator.run_chunk(prepared, replicas)
         if int(stats.num_overflows):
             progress.say("a neighbor list overflowed: lists are made longer and the chunk is repeated")
-            evaluator, replicas = build(schedule, with_longer_lists(evaluator.system)), before
-            on_longer_lists(evaluator.system.problem)
+            evaluator, replicas = build(evaluator.schedule, with_longer_lists(evaluator.system)), before
             continue
         if failure_file is not None and room:
             failure_file.add(failures.find(evaluator.system, evaluator.replay, prepared, before, replicas))
-        chunks.append(jax.tree.map(lambda x: x.astype(np.float64), processes.to_host(stats)))
-        fraction = _report(progress, schedule, len(chunks), replicas)
-        if fraction == 1:
-            break
-    return _evaluation(evaluator, params, replicas, chunks), evaluator
+        totals = added(totals, jax.tree.map(lambda x: x.astype(np.float64), processes.to_host(stats)))
+        number = int(totals.num_chunks)
+        _report(progress, evaluator.schedule, number, replicas)
+        save(number, Measured(replicas, totals), num_pairs=evaluator.system.num_pairs)
+    return _evaluation(evaluator, params, replicas, totals), evaluator
+
+
+def added(totals: Totals, stats: ChunkStatistics) -> Totals:
+    """The totals with another chunk.
+
+    Args:
+      totals: of the chunks before.
+      stats: of the chunk, in double precision on the host.
+    """
+    is_whole = np.asarray(stats.is_whole) > 0
+
+    def of_whole_windows(total, windows):
+        return total + np.where(is_whole[:, None], windows, 0.0)
+
+    return Totals(
+        totals.num_chunks + 1,
+        totals.num_frames + stats.num_frames,
+        jax.tree.map(np.add, totals.total, stats.total),
+        totals.num_windows + is_whole,
+        jax.tree.map(of_whole_windows, totals.motion, stats.motion),
+    )
 
 
 def with_longer_lists(system: System) -> System:
@@ -205,8 +314,7 @@ def with_longer_lists(system: System) -> System:
     return system.with_potential(forms.with_longer_lists(system.problem.potential))
 
 
-def _report(progress: Progress, schedule: Schedule, done: int, replicas: Replica) -> float:
-    """Report the progress of the evaluation; returns the fraction that is unstable."""
+def _report(progress: Progress, schedule: Schedule, done: int, replicas: Replica) -> None:
     fraction = float(replicas.is_frozen.mean())
     done_ps, horizon_ps = (chunks * schedule.ps_per_chunk for chunks in (done, schedule.num_chunks))
     progress.update(
@@ -215,27 +323,25 @@ def _report(progress: Progress, schedule: Schedule, done: int, replicas: Replica
         simulated_ps=float(replicas.step.sum()) * schedule.ps_per_step,
         fraction_unstable=fraction,
     )
-    return fraction
 
 
-def _evaluation(evaluator: Evaluator, params: Params, replicas: Replica, chunks: list[ChunkStatistics]) -> Evaluation:
-    num_frames = sum(stats.num_frames for stats in chunks)
-    if num_frames == 0:
+def _evaluation(evaluator: Evaluator, params: Params, replicas: Replica, totals: Totals) -> Evaluation:
+    if totals.num_frames == 0:
         raise ValueError(
             f"no replica was stable until its first frame at {evaluator.schedule.frame_spacing_fs:g} fs, so there is "
             f"nothing to average; {_why(evaluator, params, replicas)}."
         )
-    structure = jax.tree.map(lambda *parts: sum(parts) / num_frames, *(stats.total for stats in chunks))
+    structure = jax.tree.map(lambda total: total / totals.num_frames, totals.total)
     errors = label_errors(evaluator.system, params, evaluator.system.data.split.test)
     step, is_unstable, is_finite = processes.to_host((replicas.step, replicas.is_unstable, replicas.is_finite))
     return Evaluation(
         first_passage_ps=step * evaluator.schedule.ps_per_step,
         is_unstable=is_unstable,
         is_finite=is_finite,
-        num_frames=np.asarray(num_frames),
+        num_frames=totals.num_frames,
         temperature_K=np.asarray(structure.pop("temperature") / units.BOLTZMANN_EV_PER_K),
         structure=structure,
-        motion=_mean_motion(chunks),
+        motion=mean_motion(totals),
         energy_mae=np.asarray(errors.energy_mae),
         force_mae=np.asarray(errors.force_mae),
     )
@@ -249,16 +355,14 @@ def _why(evaluator: Evaluator, params: Params, replicas: Replica) -> str:
     return causes.sentence(evaluator.system, criterion, params, starts, num_lost=num_lost, most_steps=most_steps)
 
 
-def _mean_motion(chunks: list[ChunkStatistics]) -> dict[str, np.ndarray]:
+def mean_motion(totals: Totals) -> dict[str, np.ndarray]:
     """[replica, lag] mean over the chunks that a replica completed; NaN for one without any."""
-    is_whole = np.stack([stats.is_whole for stats in chunks])[:, :, None] > 0
-    num_windows = is_whole.sum(axis=0)
+    num_windows = totals.num_windows[:, None]
 
-    def mean(*windows):
-        total = np.where(is_whole, np.stack(windows), 0.0).sum(axis=0)
+    def mean(total):
         return np.divide(total, num_windows, out=np.full(total.shape, np.nan), where=num_windows > 0)
 
-    return jax.tree.map(mean, *(stats.motion for stats in chunks))
+    return jax.tree.map(mean, totals.motion)
 
 
 def reference_motion(schedule: Schedule, system: System) -> dict[str, np.ndarray]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -19,7 +19,8 @@ from experiments.systems.base import System
 from stablejax import parallel, pretrain
 from stablejax.losses import Labeled
 from stablejax.parallel import REPLICA_AXIS, REPLICATED
-from stablejax.types import Params
+from stablejax.pretrain import PretrainState
+from stablejax.types import Array, Params
 
 
 class Settings(NamedTuple):
@@ -32,6 +33,14 @@ class Settings(NamedTuple):
     average_decay: float  # of the moving average of parameters that is kept
     min_rate_scale: float | None  # of a plateau, at which training ends; None: another schedule
     seed: int
+
+
+class Course(NamedTuple):
+    """State of supervised training between two validations."""
+
+    state: PretrainState
+    best_params: Params  # of the lowest validation loss so far
+    best_loss: Array  # []
 
 
 class Program(NamedTuple):
@@ -59,13 +68,33 @@ def settings_of(config: ConfigDict) -> Settings:
     )
 
 
-def run_pretraining(settings: Settings, system: System, progress: Progress) -> Params:
+def start(settings: Settings, system: System) -> Course:
+    """The state before the first step.
+
+    Args:
+      settings: from `settings_of`.
+      system: what is trained.
+    """
+    state = build(settings, system).init(system.problem.potential.init(base.key_for(settings.seed, "model")))
+    return Course(state, state.average_params, jnp.float32(jnp.inf))
+
+
+def run_pretraining(
+    settings: Settings,
+    system: System,
+    progress: Progress,
+    *,
+    saved: Course | None = None,
+    save: Callable[[int, Course], None] = lambda *_: None,
+) -> Params:
     """Parameters with the lowest validation loss.
 
     Args:
       settings: from `settings_of`.
       system: what is trained.
       progress: updated after every validation.
+      saved: state to go on from. None: the start.
+      save: called after every validation with the number of steps and the state.
 
     Raises:
       ValueError: training diverged, or the batch does not fit the devices or the memory.
@@ -74,22 +103,30 @@ def run_pretraining(settings: Settings, system: System, progress: Progress) -> P
     program = build(settings, system)
     validate = jax.jit(system.problem.qm_loss())
     train, validation = data.labeled(data.split.train), data.labeled(data.split.validation)
-    state = program.init(system.problem.potential.init(base.key_for(settings.seed, "model")))
-    _check_memory(settings, program, state, train)
-    rng = np.random.default_rng([settings.seed, 0])
-    best_loss, best_params = np.inf, state.average_params
-    for done in range(0, settings.num_steps, settings.steps_per_validation):
-        num_steps = min(settings.steps_per_validation, settings.num_steps - done)
-        state, info = program.run(state, train, batches(rng, len(train.energy), num_steps, settings.batch_size))
+    course = saved or start(settings, system)
+    _check_memory(settings, program, course.state, train)
+    for done, index in _blocks(settings, len(train.energy)):
+        if done <= course.state.step:  # by an earlier invocation
+            continue
+        if _has_ended(settings, course.state):
+            break
+        state, info = program.run(course.state, train, index)
         loss, errors = validate(state.average_params, validation)
-        if float(loss) < best_loss:
-            best_loss, best_params = float(loss), state.average_params
-        _report(progress, done + num_steps, settings.num_steps, float(info.loss.mean()), float(loss), errors)
+        _report(progress, done, settings.num_steps, float(info.loss.mean()), float(loss), errors)
         if not np.isfinite(float(loss)):
             raise ValueError("pretraining diverged: lower config.pretrain.learning_rate.")
-        if settings.min_rate_scale is not None and _has_decayed(state, settings.min_rate_scale):
-            break
-    return best_params
+        is_best = loss < course.best_loss
+        course = Course(state, *((state.average_params, loss) if is_best else course[1:]))
+        save(done, course)
+    return course.best_params
+
+
+def _blocks(settings: Settings, num_frames: int) -> Iterator[tuple[int, jax.Array]]:
+    """Steps until the end of each validation, and the indices of their batches."""
+    rng = np.random.default_rng([settings.seed, 0])
+    for done in range(0, settings.num_steps, settings.steps_per_validation):
+        num_steps = min(settings.steps_per_validation, settings.num_steps - done)
+        yield done + num_steps, batches(rng, num_frames, num_steps, settings.batch_size)
 
 
 def _report(progress: Progress, step: int, num_steps: int, train_loss: float, loss: float, errors) -> None:
@@ -105,9 +142,12 @@ def _report(progress: Progress, step: int, num_steps: int, train_loss: float, lo
     )
 
 
-def _has_decayed(state, min_rate_scale: float) -> bool:
+def _has_ended(settings: Settings, state: PretrainState) -> bool:
+    """Whether the rate has fallen as far as it may."""
+    if settings.min_rate_scale is None:
+        return False
     # Scales are products in float32, slightly above or below the bound.
-    return float(optax.tree.get(state.optimizer_state, "scale")) <= min_rate_scale * (1 + 1e-5)
+    return float(optax.tree.get(state.optimizer_state, "scale")) <= settings.min_rate_scale * (1 + 1e-5)
 
 
 def _check_memory(settings: Settings, program: Program, state, train: Labeled) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from experiments import memory
+from experiments import disk, memory
 from experiments.progress import Progress
 from experiments.stages import causes
 from experiments.systems import base
@@ -25,7 +24,7 @@ from stablejax.stable import Settings, StableState
 from stablejax.types import Params
 from stablejax.uncertainty import samples_needed
 
-Save = Callable[[StableState, list[dict]], None]
+Save = Callable[[StableState, list[dict], System], None]
 
 
 def settings_of(config: ConfigDict, system: System) -> Settings:
@@ -95,8 +94,6 @@ def run_stable(
     course: list[dict],
     save: Save,
     progress: Progress,
-    *,
-    on_longer_lists: Callable[[Problem], None] = lambda _: None,
 ) -> tuple[StableState, System]:
     """StABlE training from `state` and `course`.
 
@@ -105,9 +102,8 @@ def run_stable(
       system: what is trained.
       state: from `start`, or a saved one.
       course: entries of the steps so far; it is appended to.
-      save: called after every step.
+      save: called after every step with the state, the course and the system, whose neighbor lists may be longer.
       progress: updated after every step.
-      on_longer_lists: called with the problem whenever its lists were lengthened.
 
     Returns:
       The state at the end, and the system with the neighbor lists that it needed.
@@ -115,13 +111,10 @@ def run_stable(
     training = stable.build(system.problem, settings, execution=system.execution)
     if int(state.phase) != stable.FINISHED:
         _check_memory(system, settings, training, state)
-    why = partial(_why, system)
-    recorder = _Recorder(settings, system.timestep_fs / 1000, state, course, save, progress, why)
-    lengthened: list[Problem] = []
+    recorder = _Recorder(settings, system, state, course, save, progress)
 
     def lengthen(problem: Problem) -> None:
-        lengthened.append(problem)
-        on_longer_lists(problem)
+        recorder.system = system._replace(problem=problem)
         progress.say("a neighbor list overflowed: lists are made longer and the step is repeated")
 
     state = stable.run(
@@ -133,7 +126,7 @@ def run_stable(
         on_longer_lists=lengthen,
         training=training,
     )
-    return state, system._replace(problem=lengthened[-1]) if lengthened else system
+    return state, recorder.system
 
 
 def _check_memory(system: System, settings: Settings, training: stable.StableTraining, state: StableState) -> None:
@@ -150,15 +143,15 @@ class _Recorder:
     def __init__(
         self,
         settings: Settings,
-        ps_per_step: float,
+        system: System,
         state: StableState,
         course: list[dict],
         save: Save,
         progress: Progress,
-        why: Callable[[StableState, SimulateInfo | LearnInfo], str],
     ):
-        self._settings, self._ps_per_step = settings, ps_per_step
-        self._course, self._save, self._progress, self._why = course, save, progress, why
+        self.system = system
+        self._settings, self._ps_per_step = settings, system.timestep_fs / 1000
+        self._course, self._save, self._progress = course, save, progress
         self._said: set[str] = set()
         self._cycle, self._epoch = int(state.cycle), int(state.learning.epoch)
 
@@ -166,9 +159,8 @@ class _Recorder:
         cycle, epoch = self._cycle, self._epoch
         self._cycle, self._epoch = int(state.cycle), int(state.learning.epoch)
         simulated_ps = self._course[-1]["simulated_ps"] if self._course else 0.0
-        entry = course_entry(info, cycle, simulated_ps + float(info.num_steps) * self._ps_per_step)
+        entry = disk.finite(course_entry(info, cycle, simulated_ps + float(info.num_steps) * self._ps_per_step))
         self._course.append(entry)
-        self._save(state, self._course)
         num_cycles = self._settings.num_cycles
         done = cycle + 1 if self._cycle > cycle else cycle + _fraction_of_cycle(self._settings, entry, epoch)
         self._progress.update(
@@ -182,11 +174,12 @@ class _Recorder:
         elif bool(info.gives_up):
             self._say_given_up(cycle)
         elif float(info.fraction_unstable) == 1 and int(info.most_steps) <= FEW_STEPS:
-            self._say_once(f"no replica was stable for more than {FEW_STEPS} steps; {self._why(state, info)}")
+            self._say_once(f"no replica was stable for more than {FEW_STEPS} steps; {_why(self.system, state, info)}")
+        self._save(state, self._course, self.system)
 
     def _say_what_went_wrong(self, state: StableState, info: LearnInfo) -> None:
         if int(info.num_samples) == 0:
-            self._say_once(f"no sample counts in an epoch of learning; {self._why(state, info)}")
+            self._say_once(f"no sample counts in an epoch of learning; {_why(self.system, state, info)}")
         if not bool(info.updates.used_observable):
             self._say_once("fewer than 2 samples count, so the step is that of the static data alone")
         if int(info.fault) != NOTHING:

@@ -84,6 +84,19 @@ class System(NamedTuple):
         """The same system with another form of its potential."""
         return self._replace(problem=self.problem._replace(potential=potential))
 
+    @property
+    def num_pairs(self) -> int | None:
+        """Capacity of the neighbor lists; None without lists."""
+        lists = self.problem.potential.lists
+        return None if lists is None else lists.num_pairs
+
+    def with_num_pairs(self, num_pairs: int | None) -> System:
+        """The same system with another capacity of its neighbor lists, if it has any."""
+        potential = self.problem.potential
+        if potential.skin is None or num_pairs in (None, self.num_pairs):
+            return self
+        return self.with_potential(potential.with_lists(skin=potential.skin, num_pairs=num_pairs))
+
 
 class Data(NamedTuple):
     """A data set, and the use of its frames."""
