@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.spatial.distance import pdist
 
-from experiments import disk, processes
+from experiments import disk, processes, trajectories
 from experiments.systems.base import System
 from stablejax import dynamics
 from stablejax.dynamics import Replica
 from stablejax.integrators import Integrator
-from stablejax.types import Array, Bool, Frame, stateful
+from stablejax.stable import StableState
+from stablejax.types import Array, Bool, Criterion, Frame, stateful
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -67,14 +68,23 @@ class FailureFile:
         return [frame for frame in self._frames if frame.info["when"] == "at"]
 
 
-def replayer(system: System, integrator: Integrator) -> Callable[..., tuple[Replica, Point]]:
-    """`(prepared, replicas, until_step [replica]) -> (replicas, point)`: on through violations, under `jit`.
+class Replayer(NamedTuple):
+    """Simulates on through violations of a criterion, under `jit`."""
+
+    run: Callable[..., tuple[Replica, Point]]  # (prepared, replicas, until_step [replica]) -> (replicas, point)
+    criterion_name: str
+
+
+def replayer(system: System, integrator: Integrator, criterion: Criterion, criterion_name: str) -> Replayer:
+    """Repeats what replicas did, and goes on.
 
     Args:
-      system: whose criterion of evaluation is replayed.
+      system: what is simulated.
       integrator: that the replicas were simulated with.
+      criterion: that they failed by.
+      criterion_name: written beside each frame.
     """
-    criterion = stateful(system.evaluation.criterion)
+    criterion = stateful(criterion)
 
     def one(prepared, given):
         replica, until_step = given
@@ -85,12 +95,11 @@ def replayer(system: System, integrator: Integrator) -> Callable[..., tuple[Repl
         return replica, Point(frame, jnp.any(moved, axis=0), replica.step, replica.is_finite)
 
     run = system.execution.map_replicas(one, is_active=lambda given: ~given[0].is_frozen)
-    return jax.jit(lambda prepared, replicas, until_step: run(prepared, (replicas, until_step)))
+    replay = jax.jit(lambda prepared, replicas, until_step: run(prepared, (replicas, until_step)))
+    return Replayer(replay, criterion_name)
 
 
-def find(
-    system: System, replay: Callable[..., tuple[Replica, Point]], prepared: Any, before: Replica, after: Replica
-) -> list[list[Atoms]]:
+def find(system: System, replay: Replayer, prepared: Any, before: Replica, after: Replica) -> list[list[Atoms]]:
     """Frames of the replicas that failed between two states, simulated once more from the first.
 
     Args:
@@ -108,37 +117,57 @@ def find(
     found: dict[int, list[Atoms]] = {index: [] for index in failed}
     for when, offset_fs in ((when, offset) for when, offsets in OFFSETS_FS.items() for offset in offsets):
         until = step + round(offset_fs / system.timestep_fs)
-        replicas, points = replay(prepared, replicas, jnp.asarray(np.where(has_failed, until, 0)))
+        replicas, points = replay.run(prepared, replicas, jnp.asarray(np.where(has_failed, until, 0)))
         points = processes.to_host(points)
         for index in failed:
             point = jax.tree.map(lambda leaf, index=index: leaf[index], points)
             if started[index] < until[index] == point.step and (point.is_finite or when == "at"):
-                found[index].append(_atoms(system, point, replica=index, when=when, offset_fs=offset_fs))
+                info = {"replica": index, "when": when, "time_to_violation_fs": offset_fs}
+                found[index].append(_atoms(system, point, info | {"criterion": replay.criterion_name}))
     return [frames for frames in found.values() if any(frame.info["when"] == "at" for frame in frames)]
 
 
-def _atoms(system: System, point: Point, *, replica: int, when: str, offset_fs: float) -> Atoms:
-    from ase import Atoms
-
-    dataset = system.data.dataset
-    atoms = Atoms(numbers=dataset.species, positions=np.asarray(point.frame.position, float))
-    if dataset.cell is not None:
-        atoms.set_cell(dataset.cell)
-        atoms.pbc = True
-        atoms.info["wrapped"] = False
+def _atoms(system: System, point: Point, info: dict[str, Any]) -> Atoms:
+    atoms = trajectories.atoms(system.data.dataset, point.frame.position)
     assert point.frame.energy is not None and point.frame.force is not None  # known in dynamics
-    atoms.info |= {
-        "replica": replica,
+    atoms.info |= info | {
         "step": int(point.step),
         "time_fs": int(point.step) * system.timestep_fs,
-        "when": when,
-        "time_to_violation_fs": offset_fs,
-        "criterion": system.evaluation.criterion_name,
         "model_energy_eV": float(point.frame.energy) + system.data.offset,
     }
     atoms.arrays["involved"] = np.asarray(point.involved, bool)
     atoms.arrays["model_forces"] = np.asarray(point.frame.force, float)
     return atoms
+
+
+class TrainingFailures:
+    """Keeps the failures of simulation phases of StABlE training.
+
+    Args:
+      file: that they are kept in.
+    """
+
+    def __init__(self, file: FailureFile):
+        self._file = file
+        self._built: tuple[System, Callable, Replayer] | None = None
+
+    def add(self, system: System, state: StableState) -> None:
+        """Keep the replicas that failed in the last step of simulation.
+
+        Args:
+          system: what is simulated, with the neighbor lists of that step.
+          state: after the step.
+        """
+        if not self._file.room:
+            return
+        if self._built is None or self._built[0] is not system:
+            form = system.problem.potential.fast(system.table_intervals)
+            integrator = system.thermostat(form, system.problem.mass, kT=system.problem.kT)
+            replay = replayer(system, integrator, system.problem.criterion, system.train_criterion_name)
+            self._built = system, jax.jit(form.prepare), replay
+        _, prepare, replay = self._built
+        before, after = state.simulation.checkpoint, state.simulation.replicas
+        self._file.add(find(system, replay, prepare(state.params), before, after))
 
 
 def _is_same(frames: list[Atoms], kept: Atoms) -> bool:

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from experiments import disk, locks, potentials, processes, report, run_directory, systems
-from experiments.failures import FailureFile
+from experiments.failures import FailureFile, TrainingFailures
 from experiments.run_directory import RunDirectory
-from experiments.stages import evaluate, pretrain, stabilize
+from experiments.stages import evaluate, pretrain, reference, stabilize
 from experiments.stages.evaluate import Evaluation, Schedule
 from experiments.systems import base
 from experiments.systems.base import System
+from experiments.trajectories import TrajectoryFiles
 from stablejax import stable
 from stablejax.stable import Settings, StableState
 from stablejax.types import Params
@@ -30,6 +31,7 @@ class _Plan(NamedTuple):
     training: Settings
     num_replicas: int  # of training
     max_failures: int  # kept of each evaluation
+    max_training_failures: int
 
 
 def run(config: ConfigDict) -> dict:
@@ -48,6 +50,7 @@ def run(config: ConfigDict) -> dict:
         training=stabilize.settings_of(config, system),
         num_replicas=config.stable.num_replicas,
         max_failures=config.evaluate.max_failures,
+        max_training_failures=config.stable.max_failures,
     )
     _check_stages(plan, system)
     made_from = run_directory.made_from(config)
@@ -68,7 +71,7 @@ def _run(directory: RunDirectory, config: ConfigDict, plan: _Plan, system: Syste
         wall_s = directory.close()
 
     facts = report.facts_of(config, system)
-    runs = report.Runs(before, after, evaluate.reference_motion(plan.evaluation, system))
+    runs = report.Runs(before, after, reference.motion(plan.evaluation, system))
     record = report.make_record(facts, runs, wall_s, course=course)
     if not processes.is_first():
         return record
@@ -103,8 +106,22 @@ def _stages(directory: RunDirectory, plan: _Plan, system: System) -> tuple[Evalu
 def _evaluate(
     directory: RunDirectory, phase: str, plan: _Plan, system: System, params: Params
 ) -> tuple[Evaluation, System]:
-    kept = FailureFile(directory.path / f"failures_{phase}.xyz", max_failures=plan.max_failures)
-    return evaluate.resumed(directory, f"evaluation_{phase}", plan.evaluation, system, params, failure_file=kept)
+    schedule = plan.evaluation
+    return evaluate.resumed(
+        directory,
+        f"evaluation_{phase}",
+        schedule,
+        system,
+        params,
+        failure_file=FailureFile(directory.path / f"failures_{phase}.xyz", max_failures=plan.max_failures),
+        trajectory_files=TrajectoryFiles(
+            directory.path,
+            phase,
+            num_replicas=schedule.num_trajectories,
+            dataset=system.data.dataset,
+            frame_spacing_fs=schedule.frame_spacing_fs,
+        ),
+    )
 
 
 def _pretrain(directory: RunDirectory, settings: pretrain.Settings, system: System) -> Params:
@@ -142,6 +159,9 @@ def _stabilize(
     def save(state: StableState, course: list[dict], system: System) -> None:
         directory.save_state("stable", int(state.num_calls), state, course=course, num_pairs=system.num_pairs)
 
-    state, system = stabilize.run_stable(plan.training, system, state, course, save, directory.progress)
+    file = FailureFile(directory.path / "failures_training.xyz", max_failures=plan.max_training_failures)
+    state, system = stabilize.run_stable(
+        plan.training, system, state, course, save, directory.progress, failures=TrainingFailures(file)
+    )
     directory.save_result("refined", state.params, course=course, num_pairs=system.num_pairs)
     return jax.tree.map(jnp.asarray, state.params), course, system

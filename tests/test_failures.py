@@ -57,7 +57,8 @@ def simulated(lengths, num_steps):
         return dynamics.advance(integrator, system.evaluation.criterion, None, replica, num_steps)
 
     after = parallel.map_replicas(one)(None, before)
-    return failures.find(system, failures.replayer(system, integrator), None, before, after), after
+    replay = failures.replayer(system, integrator, system.evaluation.criterion, system.evaluation.criterion_name)
+    return failures.find(system, replay, None, before, after), after
 
 
 def test_frames_before_at_and_after_the_violation_are_those_of_the_replica():
@@ -121,3 +122,27 @@ def test_frames_can_be_labeled_again_by_what_reads_extended_xyz(max_failures, tm
         frame = read(path, index=2)
         assert frame.calc is None  # the model's energy is not mistaken for a label
         np.testing.assert_allclose(frame.positions, found[0][2].positions, atol=1e-6)
+
+
+def test_failures_of_training_are_those_of_its_criterion(tmp_path):
+    """Of the last step of simulation, by the criterion of training, and none where no room is left."""
+    system, integrator = flying_apart()
+    strict = stability.bond_length_deviation(PAIR, np.ones(1), threshold=0.3)
+    before = replicas_at(integrator, [1.009, 0.5])
+
+    def one(_, replica):
+        return dynamics.advance(integrator, strict, None, replica, 20)
+
+    after = parallel.map_replicas(one)(None, before)
+    potential = SimpleNamespace(fast=lambda _: SimpleNamespace(prepare=lambda _: None))
+    system.problem = SimpleNamespace(potential=potential, criterion=strict, mass=None, kT=None)
+    system.thermostat, system.table_intervals = lambda *_, **__: integrator, 0
+    system.train_criterion_name = "a bond is long"
+    state: Any = SimpleNamespace(params=0.0, simulation=SimpleNamespace(checkpoint=before, replicas=after))
+    kept = failures.TrainingFailures(FailureFile(tmp_path / "failures_training.xyz", max_failures=1))
+    kept.add(system, state)
+    frames: Any = read(tmp_path / "failures_training.xyz", index=":")
+    assert [(frame.info["when"], frame.info["step"]) for frame in frames][-2:] == [("at", 15), ("after", 20)]
+    assert {frame.info["criterion"] for frame in frames} == {"a bond is long"}
+    state.simulation = None  # nothing is simulated again once there is no room
+    kept.add(system, state)

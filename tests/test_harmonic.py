@@ -8,6 +8,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import harmonic
 import jax
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ase.io import read
 from harmonic import KT, LENGTH, STIFFNESS
 from ml_collections import ConfigDict
 
@@ -44,6 +46,7 @@ def finished(tmp_path_factory):
     config.stability.evaluate_threshold_A = 5.0
     config.stable.num_replicas, config.stable.max_simulation_ps = 8, 1.0
     config.evaluate.num_replicas, config.evaluate.horizon_ps, config.evaluate.chunk_ps = 64, 4.0, 1.0
+    config.evaluate.trajectory = 1
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(named.MODELS, "springs", lambda data: harmonic.Springs())
         record = pipeline.run(config)
@@ -78,6 +81,18 @@ def test_simulations_have_the_temperature_and_the_spread_of_equipartition(finish
     np.testing.assert_allclose(lengths, LENGTH, atol=0.01)
     np.testing.assert_array_equal(first_passage, 4.0)
     assert rows["fraction_unstable_at_horizon", "before"] == 0.0
+
+
+def test_the_trajectory_of_a_replica_is_its_stable_frames(finished):
+    config, _, _, _ = finished
+    assert not (Path(config.run_dir) / "trajectory_before_1.xyz").exists()
+    frames: Any = read(Path(config.run_dir) / "trajectory_before_0.xyz", index=":")
+    times = [frame.info["time_fs"] for frame in frames]
+    assert times == [10.0 * number for number in range(1, 401)]  # 4 ps
+    lengths = np.array([frame.get_all_distances()[np.triu_indices(3, k=1)] for frame in frames])
+    # A period is about 30 fs, the friction 1/20 fs: of 1,200 lengths some 400 are independent.
+    assert lengths.var() == pytest.approx(KT / STIFFNESS, rel=0.25)
+    assert np.abs(lengths.mean() - LENGTH) < 0.01
 
 
 def test_nothing_is_learned_where_nothing_fails_and_the_ratio_is_unknown(finished):

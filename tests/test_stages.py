@@ -16,7 +16,7 @@ from test_experiments import tiny
 from experiments import memory, systems
 from experiments.data import loaders
 from experiments.progress import Progress
-from experiments.stages import evaluate, pretrain, stabilize
+from experiments.stages import evaluate, pretrain, stabilize, statistics
 from experiments.systems import base
 from stablejax import integrators, losses, stable, units
 from stablejax.guard import Guard
@@ -161,11 +161,13 @@ def test_what_is_reported_of_an_evaluation_is_of_test_frames_and_of_stable_ones(
     )
     total = {"h_r": np.array([6.0, 1.5]), "temperature": np.asarray(3 * units.thermal_energy(450.0))}
     motion = {"vacf": np.array([[1.0, 0.5], [1.0, 0.25]])}
-    seen = evaluate.ChunkStatistics(np.float64(3), np.float64(0), total, np.array([0.0, 1.0]), motion)
-    none = evaluate.Totals(
+    seen = statistics.ChunkStatistics(
+        np.float64(3), np.float64(0), total, np.array([0.0, 1.0]), motion, *2 * (np.zeros(0),)
+    )
+    none = statistics.Totals(
         np.array(0), np.zeros(()), dict.fromkeys(total, 0.0), np.zeros(2), {"vacf": np.zeros((2, 2))}
     )
-    run = evaluate._evaluation(evaluator, None, replicas, evaluate.added(none, seen))
+    run = evaluate._evaluation(evaluator, None, replicas, statistics.added(none, seen))
     (index,) = asked
     np.testing.assert_array_equal(index, split.test)
     assert (float(run.energy_mae), float(run.force_mae)) == (0.25, 0.5)
@@ -210,14 +212,15 @@ def test_thermostats_are_those_of_the_config():
 def test_motion_counts_whole_windows_only():
     def seen(is_whole, value):
         vacf = np.full((2, 3), value)
-        return evaluate.ChunkStatistics(np.float64(1), np.float64(0), {}, np.array(is_whole, float), {"vacf": vacf})
+        motion = np.array(is_whole, float), {"vacf": vacf}
+        return statistics.ChunkStatistics(np.float64(1), np.float64(0), {}, *motion, *2 * (np.zeros(0),))
 
-    none = evaluate.Totals(np.array(0), np.zeros(()), {}, np.zeros(2), {"vacf": np.zeros((2, 3))})
-    one = evaluate.added(none, seen([True, True], 1.0))
-    three = evaluate.added(evaluate.added(one, seen([True, False], 3.0)), seen([False, False], 9.0))
-    np.testing.assert_allclose(evaluate.mean_motion(three)["vacf"], [[2.0] * 3, [1.0] * 3])
+    none = statistics.Totals(np.array(0), np.zeros(()), {}, np.zeros(2), {"vacf": np.zeros((2, 3))})
+    one = statistics.added(none, seen([True, True], 1.0))
+    three = statistics.added(statistics.added(one, seen([True, False], 3.0)), seen([False, False], 9.0))
+    np.testing.assert_allclose(statistics.mean_motion(three)["vacf"], [[2.0] * 3, [1.0] * 3])
     assert (int(three.num_chunks), float(three.num_frames), three.num_windows.tolist()) == (3, 3.0, [2, 1])
-    assert np.isnan(evaluate.mean_motion(evaluate.added(none, seen([True, False], 1.0)))["vacf"][1]).all()
+    assert np.isnan(statistics.mean_motion(statistics.added(none, seen([True, False], 1.0)))["vacf"][1]).all()
 
 
 def test_structure_of_an_evaluation_is_that_of_its_stable_frames(config, system, tmp_path):

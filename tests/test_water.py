@@ -16,7 +16,7 @@ from experiments import pipeline, systems
 from experiments.configs import water as water_config
 from experiments.configs import water_paper
 from experiments.progress import Progress
-from experiments.stages import evaluate, stabilize
+from experiments.stages import evaluate, reference, stabilize
 from experiments.systems import base, liquid
 from stablejax import forms, topology
 from stablejax.energy_functions import from_atom_energies
@@ -217,7 +217,7 @@ def test_motion_of_the_reference_knows_no_jumps_of_wrapped_molecules(data, tmp_p
         config.data.path = str(tmp_path / f"{name}.npz")
         np.savez(config.data.path, **(arrays | {"R": x, "wrapped": name == "wrapped"}))
         system = systems.build(config) if not found else system._replace(data=whole_data(config))
-        found.append(evaluate.reference_motion(evaluate.schedule_of(config), system))
+        found.append(reference.motion(evaluate.schedule_of(config), system))
     assert found[0]["msd"].shape == (4, 6) and found[0]["msd"].max() < 1.0
     for curve in ("msd", "vacf", "velocity_correlation"):
         np.testing.assert_allclose(found[1][curve], found[0][curve], rtol=1e-3, atol=1e-5)

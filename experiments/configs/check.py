@@ -49,7 +49,8 @@ CONSTRAINTS: dict[str, Constraint] = {
             COUNT_OR_NONE,
             (
                 "seed host_devices cluster.num_processes cluster.process data.num_reference md.table_intervals "
-                "md.replica_batch stable.num_cycles stable.max_rollbacks evaluate.max_failures stable.jackknife_blocks "
+                "md.replica_batch stable.num_cycles stable.max_rollbacks stable.max_failures stable.jackknife_blocks "
+                "evaluate.max_failures evaluate.trajectory "
                 "stable.estimator_chunk observable.num_bins "
                 "model.max_degree"
             ),

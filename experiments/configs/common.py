@@ -85,6 +85,7 @@ def get_config() -> ConfigDict:
     stable.max_force_error = 3.0  # force MAE on the static set over that at the start, beyond which a step is undone
     stable.max_rollbacks = 3  # steps of learning undone for what they broke; training ends when another would be due
     stable.rollback_rate_factor = 0.1  # the rate is multiplied by this at each of them
+    stable.max_failures = 0  # replicas whose frames around the failure are kept, in failures_training.xyz; 0: none
     stable.estimator_chunk = 0  # samples whose energies are differentiated together; 0: chosen from the memory
     stable.max_simulation_ps = 1000.0  # per replica and simulation phase: longest search for instability
 
@@ -100,5 +101,6 @@ def get_config() -> ConfigDict:
     evaluate.frame_spacing_fs = 10.0  # of the frames that observables are taken from
     evaluate.chunk_ps = 1.0  # simulated between two checks by the host; also the window of the VACF and of motion
     evaluate.max_failures = 8  # replicas whose frames around the failure are kept, in failures_PHASE.xyz; 0: none
+    evaluate.trajectory = 0  # replicas whose stable frames are written to trajectory_PHASE_REPLICA.xyz; 0: none
     evaluate.vacf_window_fs = 500.0  # largest lag of the velocity autocorrelation function
     return config

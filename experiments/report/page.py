@@ -70,7 +70,7 @@ def make_page(facts: Facts, record: dict, picture: bytes, *, failures: Sequence[
     return _template().substitute(parts)
 
 
-FAILURES = ("failures_before.xyz", "failures_after.xyz")
+FAILURES = ("failures_before.xyz", "failures_training.xyz", "failures_after.xyz")
 FIRST_ROWS = (
     ("median_first_passage_ps", "median stable time (ps)", "{:.2f}"),
     ("mean_first_passage_ps", "mean stable time, censored at the horizon (ps)", "{:.2f}"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,18 +13,18 @@ from jax import lax
 from ml_collections import ConfigDict
 
 from experiments import failures, memory, processes
-from experiments.failures import FailureFile, Point, replayer
+from experiments.failures import FailureFile, Replayer, replayer
 from experiments.progress import Progress
 from experiments.run_directory import RunDirectory
 from experiments.stages import causes
+from experiments.stages.statistics import ChunkStatistics, Totals, added, mean_motion
 from experiments.systems import base
 from experiments.systems.base import System
+from experiments.trajectories import TrajectoryFiles
 from stablejax import dynamics, forms, integrators, losses, units
 from stablejax.dynamics import Replica
 from stablejax.integrators import Integrator
-from stablejax.types import Array, Frame, Params
-
-log = logging.getLogger("experiments.evaluate")
+from stablejax.types import Params
 
 
 class Evaluation(NamedTuple):
@@ -52,31 +51,12 @@ class Schedule(NamedTuple):
     ps_per_step: float
     frame_spacing_fs: float
     seed: int
+    num_trajectories: int = 0  # replicas whose frames are kept
 
     @property
     def ps_per_chunk(self) -> float:
         """Time simulated between two checks by the host."""
         return self.frames_per_chunk * self.frame_spacing_fs / 1000
-
-
-class ChunkStatistics(NamedTuple):
-    """Statistics of one chunk of simulation."""
-
-    num_frames: Array  # [] stable frames of all replicas
-    num_overflows: Array  # [] replicas paused by an overflow of their neighbor list: the chunk has to be repeated
-    total: dict[str, Array]  # observables, summed over them
-    is_whole: Array  # [replica] stable for the whole chunk, so that its motion counts
-    motion: dict[str, Array]  # [replica, lag]
-
-
-class Totals(NamedTuple):
-    """Statistics of the chunks so far, summed in double precision on the host."""
-
-    num_chunks: np.ndarray  # []
-    num_frames: np.ndarray  # [] stable frames
-    total: dict[str, np.ndarray]  # observables, summed over them
-    num_windows: np.ndarray  # [replica] whole chunks
-    motion: dict[str, np.ndarray]  # [replica, lag] summed over them
 
 
 class Measured(NamedTuple):
@@ -94,7 +74,7 @@ class Evaluator(NamedTuple):
     prepare: Callable[[Params], Any]
     start: Callable[[Any], Replica]
     run_chunk: Callable[[Any, Replica], tuple[Replica, ChunkStatistics]]
-    replay: Callable[..., tuple[Replica, Point]]  # see `failures.replayer`
+    replay: Replayer
 
 
 def schedule_of(config: ConfigDict) -> Schedule:
@@ -112,6 +92,7 @@ def schedule_of(config: ConfigDict) -> Schedule:
         ps_per_step=timestep_fs / 1000,
         frame_spacing_fs=settings.frame_spacing_fs,
         seed=config.seed,
+        num_trajectories=min(settings.trajectory, settings.num_replicas),
     )
 
 
@@ -136,7 +117,8 @@ def build(schedule: Schedule, system: System) -> Evaluator:
         replicas, stats = run_all(prepared, replicas)
         total = jax.tree.map(lambda x: jnp.sum(x, axis=0), stats.total)
         counts = dict(num_frames=jnp.sum(stats.num_frames), num_overflows=jnp.sum(stats.num_overflows))
-        return replicas, stats._replace(**counts, total=total)
+        kept = {name: getattr(stats, name)[: schedule.num_trajectories] for name in ("position", "is_valid")}
+        return replicas, stats._replace(**counts, **kept, total=total)
 
     start = execution.map_replicas(
         lambda prepared, one: dynamics.init_replica(integrator, one[0], one[1], prepared, criterion)
@@ -144,7 +126,8 @@ def build(schedule: Schedule, system: System) -> Evaluator:
     position = system.data.starts(system.data.split.test, schedule.num_replicas)
     keys = jax.random.split(base.key_for(schedule.seed, "evaluate"), schedule.num_replicas)
     start_all = jax.jit(lambda prepared: start(prepared, (keys, position)))
-    return Evaluator(system, schedule, jax.jit(form.prepare), start_all, run_chunk, replayer(system, integrator))
+    replay = replayer(system, integrator, criterion, system.evaluation.criterion_name)
+    return Evaluator(system, schedule, jax.jit(form.prepare), start_all, run_chunk, replay)
 
 
 def _run_one(
@@ -166,7 +149,8 @@ def _run_one(
     weight = is_valid.astype(jnp.float32)
     total = jax.tree.map(partial(jnp.tensordot, weight, axes=1, precision=lax.Precision.HIGHEST), observed)
     motion = system.evaluation.motion_fn(frame)
-    return replica, ChunkStatistics(jnp.sum(is_valid), replica.did_overflow, total, jnp.all(is_valid), motion)
+    kept = frame.position, is_valid
+    return replica, ChunkStatistics(jnp.sum(is_valid), replica.did_overflow, total, jnp.all(is_valid), motion, *kept)
 
 
 def shape_of(evaluator: Evaluator, params: Params) -> Measured:
@@ -207,6 +191,7 @@ def resumed(
     params: Params,
     *,
     failure_file: FailureFile | None = None,
+    trajectory_files: TrajectoryFiles | None = None,
 ) -> tuple[Evaluation, System]:
     """An evaluation that is kept in a directory and goes on where it was interrupted.
 
@@ -217,6 +202,7 @@ def resumed(
       system: what is simulated.
       params: of its potential.
       failure_file: see `run_evaluation`.
+      trajectory_files: see `run_evaluation`.
 
     Returns:
       The results, and the system with the neighbor lists that it needed.
@@ -229,6 +215,8 @@ def resumed(
     saved = directory.state(name, shape)
     if saved is not None:
         evaluator = build(schedule, system.with_num_pairs(saved.about["num_pairs"]))
+    if trajectory_files is not None:
+        trajectory_files.resume_at([0] * schedule.num_trajectories if saved is None else saved.about["trajectories"])
     made, evaluator = run_evaluation(
         evaluator,
         params,
@@ -236,6 +224,7 @@ def resumed(
         saved=None if saved is None else saved.tree,
         save=partial(directory.save_state, name),
         failure_file=failure_file,
+        trajectory_files=trajectory_files,
     )
     directory.save_result(name, made, num_pairs=evaluator.system.num_pairs)
     return made, evaluator.system
@@ -249,6 +238,7 @@ def run_evaluation(
     saved: Measured | None = None,
     save: Callable[..., None] = lambda *_, **__: None,
     failure_file: FailureFile | None = None,
+    trajectory_files: TrajectoryFiles | None = None,
 ) -> tuple[Evaluation, Evaluator]:
     """First passage from held-out starts, and observables of the frames before it.
 
@@ -257,8 +247,10 @@ def run_evaluation(
       params: of the potential.
       progress: updated after every chunk.
       saved: state to go on from. None: the start.
-      save: called after every chunk with its number, the state and `num_pairs` of the neighbor lists.
+      save: called after every chunk with its number, the state, `num_pairs` of the neighbor lists and the sizes of the
+        files of `trajectories`.
       failure_file: keeps the last frames of replicas that fail. None: they are not kept.
+      trajectory_files: keep the stable frames of the first replicas. None: they are not kept.
 
     Returns:
       The results, and the evaluator with the neighbor lists that it needed.
@@ -281,32 +273,16 @@ def run_evaluation(
             continue
         if failure_file is not None and room:
             failure_file.add(failures.find(evaluator.system, evaluator.replay, prepared, before, replicas))
-        totals = added(totals, jax.tree.map(lambda x: x.astype(np.float64), processes.to_host(stats)))
+        stats = processes.to_host(stats)
+        if trajectory_files is not None and processes.is_first():
+            num_frames = int(totals.num_chunks) * evaluator.schedule.frames_per_chunk
+            trajectory_files.add(stats.position, stats.is_valid, num_frames=num_frames)
+        totals = added(totals, jax.tree.map(lambda x: x.astype(np.float64), stats))
         number = int(totals.num_chunks)
         _report(progress, evaluator.schedule, number, replicas)
-        save(number, Measured(replicas, totals), num_pairs=evaluator.system.num_pairs)
+        sizes = [] if trajectory_files is None else trajectory_files.sizes
+        save(number, Measured(replicas, totals), num_pairs=evaluator.system.num_pairs, trajectories=sizes)
     return _evaluation(evaluator, params, replicas, totals), evaluator
-
-
-def added(totals: Totals, stats: ChunkStatistics) -> Totals:
-    """The totals with another chunk.
-
-    Args:
-      totals: of the chunks before.
-      stats: of the chunk, in double precision on the host.
-    """
-    is_whole = np.asarray(stats.is_whole) > 0
-
-    def of_whole_windows(total, windows):
-        return total + np.where(is_whole[:, None], windows, 0.0)
-
-    return Totals(
-        totals.num_chunks + 1,
-        totals.num_frames + stats.num_frames,
-        jax.tree.map(np.add, totals.total, stats.total),
-        totals.num_windows + is_whole,
-        jax.tree.map(of_whole_windows, totals.motion, stats.motion),
-    )
 
 
 def with_longer_lists(system: System) -> System:
@@ -353,54 +329,6 @@ def _why(evaluator: Evaluator, params: Params, replicas: Replica) -> str:
     num_lost, most_steps = int((~is_finite).sum()), int(step.max())
     criterion = evaluator.system.evaluation.criterion
     return causes.sentence(evaluator.system, criterion, params, starts, num_lost=num_lost, most_steps=most_steps)
-
-
-def mean_motion(totals: Totals) -> dict[str, np.ndarray]:
-    """[replica, lag] mean over the chunks that a replica completed; NaN for one without any."""
-    num_windows = totals.num_windows[:, None]
-
-    def mean(total):
-        return np.divide(total, num_windows, out=np.full(total.shape, np.nan), where=num_windows > 0)
-
-    return jax.tree.map(mean, totals.motion)
-
-
-def reference_motion(schedule: Schedule, system: System) -> dict[str, np.ndarray]:
-    """[window, lag] curves of the reference: those in the data set, or computed from its velocities in equal windows.
-
-    Empty without either, and where frames are spaced otherwise than those of the evaluation, which is said.
-
-    Args:
-      schedule: of the evaluation.
-      system: provides the data.
-    """
-    dataset, size, spacing_fs = system.data.dataset, schedule.frames_per_chunk, schedule.frame_spacing_fs
-    if dataset.motion is not None and _is_near(dataset.motion_spacing_fs, spacing_fs):
-        return dataset.motion
-    if dataset.velocity is None or dataset.trajectory is None:
-        return {}
-    if not _is_near(dataset.frame_spacing_fs, spacing_fs):
-        log.warning(
-            "note: the reference has no motion, its frames are %s fs apart, those of the evaluation %g fs: set "
-            "config.evaluate.frame_spacing_fs.",
-            *(dataset.frame_spacing_fs or "an unknown number of", spacing_fs),
-        )
-        return {}
-    runs = [np.flatnonzero(dataset.trajectory == run) for run in np.unique(dataset.trajectory)]
-    windows = [run[start : start + size] for run in runs for start in range(0, len(run) - size + 1, size)]
-    if not windows:
-        log.warning("note: the reference has no motion, none of its trajectories has %d frames.", size)
-        return {}
-    fn = jax.jit(system.evaluation.motion_fn)
-    # Undo the jumps of molecules that were wrapped into the cell.
-    position = [dataset.space.unwrap(dataset.position[window]) for window in windows]
-    curves = [fn(Frame(x, dataset.velocity[window])) for x, window in zip(position, windows, strict=True)]
-    return jax.tree.map(lambda *some: np.stack(some), *curves)
-
-
-def _is_near(found_fs: float | None, wanted_fs: float) -> bool:
-    """Whether two spacings of frames are the same up to rounding in a file."""
-    return found_fs is not None and bool(np.isclose(found_fs, wanted_fs, rtol=1e-4))
 
 
 def label_errors(system: System, params: Params, index: np.ndarray) -> losses.LabelErrors:

@@ -10,6 +10,7 @@ import optax
 from ml_collections import ConfigDict
 
 from experiments import disk, memory
+from experiments.failures import TrainingFailures
 from experiments.progress import Progress
 from experiments.stages import causes
 from experiments.systems import base
@@ -94,6 +95,8 @@ def run_stable(
     course: list[dict],
     save: Save,
     progress: Progress,
+    *,
+    failures: TrainingFailures | None = None,
 ) -> tuple[StableState, System]:
     """StABlE training from `state` and `course`.
 
@@ -104,6 +107,7 @@ def run_stable(
       course: entries of the steps so far; it is appended to.
       save: called after every step with the state, the course and the system, whose neighbor lists may be longer.
       progress: updated after every step.
+      failures: keeps the last frames of replicas that fail. None: they are not kept.
 
     Returns:
       The state at the end, and the system with the neighbor lists that it needed.
@@ -111,7 +115,7 @@ def run_stable(
     training = stable.build(system.problem, settings, execution=system.execution)
     if int(state.phase) != stable.FINISHED:
         _check_memory(system, settings, training, state)
-    recorder = _Recorder(settings, system, state, course, save, progress)
+    recorder = _Recorder(settings, system, state, course, save, progress, failures)
 
     def lengthen(problem: Problem) -> None:
         recorder.system = system._replace(problem=problem)
@@ -148,8 +152,9 @@ class _Recorder:
         course: list[dict],
         save: Save,
         progress: Progress,
+        failures: TrainingFailures | None,
     ):
-        self.system = system
+        self.system, self._failures = system, failures
         self._settings, self._ps_per_step = settings, system.timestep_fs / 1000
         self._course, self._save, self._progress = course, save, progress
         self._said: set[str] = set()
@@ -169,6 +174,8 @@ class _Recorder:
             done / num_cycles,
             **entry,
         )
+        if isinstance(info, SimulateInfo) and self._failures is not None:
+            self._failures.add(self.system, state)
         if isinstance(info, LearnInfo):
             self._say_what_went_wrong(state, info)
         elif bool(info.gives_up):

@@ -1,0 +1,63 @@
+"""Statistics of an evaluation: those of a chunk of simulation, and their sums on the host."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from stablejax.types import Array
+
+
+class ChunkStatistics(NamedTuple):
+    """Statistics of one chunk of simulation."""
+
+    num_frames: Array  # [] stable frames of all replicas
+    num_overflows: Array  # [] replicas paused by an overflow of their neighbor list: the chunk has to be repeated
+    total: dict[str, Array]  # observables, summed over them
+    is_whole: Array  # [replica] stable for the whole chunk, so that its motion counts
+    motion: dict[str, Array]  # [replica, lag]
+    position: Array  # [kept replica, frame, atom, 3] Å, of replicas whose trajectory is kept
+    is_valid: Array  # [kept replica, frame] False from the violation on
+
+
+class Totals(NamedTuple):
+    """Statistics of the chunks so far, summed in double precision on the host."""
+
+    num_chunks: np.ndarray  # []
+    num_frames: np.ndarray  # [] stable frames
+    total: dict[str, np.ndarray]  # observables, summed over them
+    num_windows: np.ndarray  # [replica] whole chunks
+    motion: dict[str, np.ndarray]  # [replica, lag] summed over them
+
+
+def added(totals: Totals, stats: ChunkStatistics) -> Totals:
+    """The totals with another chunk.
+
+    Args:
+      totals: of the chunks before.
+      stats: of the chunk, in double precision on the host.
+    """
+    is_whole = np.asarray(stats.is_whole) > 0
+
+    def of_whole_windows(total, windows):
+        return total + np.where(is_whole[:, None], windows, 0.0)
+
+    return Totals(
+        totals.num_chunks + 1,
+        totals.num_frames + stats.num_frames,
+        jax.tree.map(np.add, totals.total, stats.total),
+        totals.num_windows + is_whole,
+        jax.tree.map(of_whole_windows, totals.motion, stats.motion),
+    )
+
+
+def mean_motion(totals: Totals) -> dict[str, np.ndarray]:
+    """[replica, lag] mean over the chunks that a replica completed; NaN for one without any."""
+    num_windows = totals.num_windows[:, None]
+
+    def mean(total):
+        return np.divide(total, num_windows, out=np.full(total.shape, np.nan), where=num_windows > 0)
+
+    return jax.tree.map(mean, totals.motion)
