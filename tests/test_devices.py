@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tiny
 
-from experiments import systems
+from experiments import checkpoints, systems
 from experiments.stages import stabilize
 from stablejax import stable
 from stablejax.learn import static_batch
@@ -97,7 +97,15 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def start(run_dir, num_processes):
+RESULTS = ("pretrained", "evaluation_before", "refined", "evaluation_after")
+
+
+def arrays(path):
+    with np.load(path) as file:
+        return {name: array for name, array in file.items() if name != checkpoints.ABOUT}
+
+
+def start(run_dir, num_processes, *, num_devices=2):
     """A run on two devices, of one process or of two."""
     coordinator = f"localhost:{free_port()}"
     started = []
@@ -105,7 +113,7 @@ def start(run_dir, num_processes):
         options = {
             "config": ROOT / "tests" / "tiny.py",
             "config.run_dir": run_dir,
-            "config.host_devices": 2 // num_processes,
+            "config.host_devices": num_devices // num_processes,
             "config.cluster.num_processes": num_processes,
             "config.cluster.process": process,
             "config.cluster.coordinator": coordinator,
@@ -145,6 +153,20 @@ def rows(run_dir):
         for row in record["rows"]
         if not row["metric"].endswith("wall_s")
     }
+
+
+@pytest.mark.slow
+def test_the_same_run_in_two_processes_is_the_same_to_the_bit_and_on_one_device_to_rounding(tmp_path):
+    folders = [tmp_path / name for name in ("first", "second", "one_device")]
+    for folder, num_devices in zip(folders, (2, 2, 1), strict=True):
+        finish(start(folder, 1, num_devices=num_devices), folder)
+    first, second, other = ({name: arrays(folder / f"{name}.npz") for name in RESULTS} for folder in folders)
+    for name in RESULTS:
+        assert first[name].keys() == second[name].keys() == other[name].keys()
+        for key, array in first[name].items():
+            assert array.tobytes() == second[name][key].tobytes(), (name, key)
+            np.testing.assert_allclose(other[name][key], array, rtol=1e-4, atol=1e-5)
+    assert any(first["refined"][key].tobytes() != array.tobytes() for key, array in other["refined"].items())
 
 
 @pytest.mark.slow

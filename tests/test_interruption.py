@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from experiments import interruption
+from experiments import cli, interruption
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -21,6 +21,14 @@ def test_a_signal_ends_the_run_at_the_next_checkpoint(number, code, capfd):
     assert stopped.value.exit_code == code
     assert signal.getsignal(number) is former
     interruption.check()  # nobody asks any more
+
+
+def test_the_command_line_ends_with_the_code_of_the_signal_and_no_traceback(capsys):
+    with pytest.raises(SystemExit) as stop, cli.reported():
+        signal.raise_signal(signal.SIGTERM)
+        interruption.check()
+    assert stop.value.code == 143
+    assert capsys.readouterr().err == "stopped, what was done is saved: the same command goes on from there\n"
 
 
 def test_a_second_signal_ends_it_at_once():
