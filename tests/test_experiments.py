@@ -278,3 +278,13 @@ def test_noisy_gradients_get_more_samples(tmp_path):
     learning = [entry for entry in entries if entry.get("phase") == "learning"]
     assert [entry["num_rounds"] for entry in learning] == [1, 4, 4]
     assert learning[1]["num_samples"] > learning[0]["num_samples"]
+
+
+@pytest.mark.parametrize("section", ["stable", "evaluate"])
+def test_what_a_later_stage_cannot_be_built_from_is_found_before_the_first(section, tmp_path):
+    """Three replicas on two devices."""
+    config = tiny(tmp_path / "run")
+    config[section].num_replicas = 3
+    with pytest.raises(ValueError, match="3 replicas .*2 devices"):
+        pipeline.run(config)
+    assert not (tmp_path / "run").exists()

@@ -128,6 +128,8 @@ def test_failures_of_training_are_those_of_its_criterion(tmp_path):
     """Of the last step of simulation, by the criterion of training, and none where no room is left."""
     system, integrator = flying_apart()
     strict = stability.bond_length_deviation(PAIR, np.ones(1), threshold=0.3)
+    others = Pairs(np.array([0]), np.array([2]))
+    system.evaluation.criterion = stability.bond_length_deviation(others, np.ones(1), threshold=0.5)
     before = replicas_at(integrator, [1.009, 0.5])
 
     def one(_, replica):
@@ -144,5 +146,6 @@ def test_failures_of_training_are_those_of_its_criterion(tmp_path):
     frames: Any = read(tmp_path / "failures_training.xyz", index=":")
     assert [(frame.info["when"], frame.info["step"]) for frame in frames][-2:] == [("at", 15), ("after", 20)]
     assert {frame.info["criterion"] for frame in frames} == {"a bond is long"}
+    assert {tuple(frame.arrays["involved"]) for frame in frames} == {(True, True, False)}
     state.simulation = None  # nothing is simulated again once there is no room
     kept.add(system, state)
