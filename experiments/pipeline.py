@@ -14,16 +14,17 @@ from experiments import disk, locks, potentials, processes, report, run_director
 from experiments.failures import FailureFile, TrainingFailures
 from experiments.run_directory import RunDirectory
 from experiments.stages import evaluate, pretrain, reference, stabilize
-from experiments.stages.evaluate import Evaluation, Schedule
+from experiments.stages.evaluate import Evaluation, Evaluator, Schedule
 from experiments.systems import base
 from experiments.systems.base import System
 from experiments.trajectories import TrajectoryFiles
 from stablejax import stable
-from stablejax.stable import Settings, StableState
+from stablejax.learn import static_batch
+from stablejax.stable import Settings, StableState, StableTraining
 from stablejax.types import Params
 
 
-class _Plan(NamedTuple):
+class Plan(NamedTuple):
     """Settings of the stages of a run."""
 
     pretraining: pretrain.Settings
@@ -34,6 +35,14 @@ class _Plan(NamedTuple):
     max_training_failures: int
 
 
+class Stages(NamedTuple):
+    """The stages of a run, built for its system."""
+
+    pretraining: pretrain.Program
+    evaluator: Evaluator
+    training: StableTraining
+
+
 def run(config: ConfigDict) -> dict:
     """All stages; returns the record that is also written to the run's directory.
 
@@ -41,10 +50,32 @@ def run(config: ConfigDict) -> dict:
       ValueError: a setting is not possible, or the directory is of another run, in use by one or cannot be written.
       Interrupted: the run was asked to end.
     """
-    run_dir = Path(config.run_dir or f"runs/{config.name}_seed{config.seed}")
+    run_dir = directory_of(config)
+    plan, system, stages = prepare(config)
+    made_from = run_directory.made_from(config)
+    with locks.exclusive(run_dir):
+        return _run(RunDirectory(run_dir, made_from), config, plan, system, stages)
+
+
+def directory_of(config: ConfigDict) -> Path:
+    """Where the results of a run go."""
+    return Path(config.run_dir or f"runs/{config.name}_seed{config.seed}")
+
+
+def prepare(config: ConfigDict) -> tuple[Plan, System, Stages]:
+    """What the stages of a run do, the system that they are of, and the stages, built and traced.
+
+    What does not fit is found here, before the first stage runs; nothing is compiled.
+
+    Args:
+      config: of the experiment.
+
+    Raises:
+      ValueError: a setting is not possible.
+    """
     schedule = evaluate.schedule_of(config)
     system = systems.build(config)
-    plan = _Plan(
+    plan = Plan(
         pretraining=pretrain.settings_of(config),
         evaluation=schedule,
         training=stabilize.settings_of(config, system),
@@ -52,13 +83,16 @@ def run(config: ConfigDict) -> dict:
         max_failures=config.evaluate.max_failures,
         max_training_failures=config.stable.max_failures,
     )
-    _check_stages(plan, system)
-    made_from = run_directory.made_from(config)
-    with locks.exclusive(run_dir):
-        return _run(RunDirectory(run_dir, made_from), config, plan, system)
+    stages = Stages(
+        pretrain.build(plan.pretraining, system),
+        evaluate.build(schedule, system),
+        stable.build(system.problem, plan.training, execution=system.execution),
+    )
+    _trace(plan, system, stages)
+    return plan, system, stages
 
 
-def _run(directory: RunDirectory, config: ConfigDict, plan: _Plan, system: System) -> dict:
+def _run(directory: RunDirectory, config: ConfigDict, plan: Plan, system: System, stages: Stages) -> dict:
     directory.claim()
     run_dir, progress, data = directory.path, directory.progress, system.data
     progress.say(
@@ -66,7 +100,7 @@ def _run(directory: RunDirectory, config: ConfigDict, plan: _Plan, system: Syste
         f"{len(data.split.validation)} validation and {len(data.split.test)} test frames; results go to {run_dir}"
     )
     try:
-        before, after, course = _stages(directory, plan, system)
+        before, after, course = _all_stages(directory, plan, system, stages)
     finally:
         wall_s = directory.close()
 
@@ -83,57 +117,42 @@ def _run(directory: RunDirectory, config: ConfigDict, plan: _Plan, system: Syste
     return record
 
 
-def _check_stages(plan: _Plan, system: System) -> None:
-    """Build every stage, without compiling it, so that what does not fit is found before the first one runs."""
-    pretrain.build(plan.pretraining, system)
+def _trace(plan: Plan, system: System, stages: Stages) -> None:
+    """Follow the shapes of arrays through every stage."""
     params = jax.eval_shape(system.problem.potential.init, base.key_for(plan.pretraining.seed, "model"))
-    evaluator = evaluate.build(plan.evaluation, system)
-    jax.eval_shape(evaluator.start, jax.eval_shape(evaluator.prepare, params))
-    stable.build(system.problem, plan.training, execution=system.execution)
-    jax.eval_shape(partial(stabilize.start, plan.training, system, num_replicas=plan.num_replicas), params)
+    evaluate.shape_of(stages.evaluator, params)
+    starts = system.data.starts(system.data.split.train, plan.num_replicas)
+    state = jax.eval_shape(stages.training.init, base.key_for(plan.training.seed, "stable"), params, starts)
+    jax.eval_shape(stages.training.simulate, state)
+    frames = static_batch(system.problem, plan.training.learning, seed=plan.training.seed, cycle=0, epoch=0)
+    jax.eval_shape(partial(stages.training.learn, num_rounds=1), state, frames)
 
 
-def _stages(directory: RunDirectory, plan: _Plan, system: System) -> tuple[Evaluation, Evaluation, list[dict]]:
-    """All three stages; neighbor lists lengthened in one of them stay so in the next, and when it is resumed."""
+def _all_stages(
+    directory: RunDirectory, plan: Plan, system: System, stages: Stages
+) -> tuple[Evaluation, Evaluation, list[dict]]:
+    """Neighbor lists that are lengthened in one stage stay so in the next, and when it is resumed."""
     potentials.save(directory.path, system)
-    params = _pretrain(directory, plan.pretraining, system)
-    before, system = _evaluate(directory, "before", plan, system, params)
-    refined, course, system = _stabilize(directory, plan, system, params)
-    after, _ = _evaluate(directory, "after", plan, system, refined)
+    params = _pretrain(directory, plan.pretraining, system, stages.pretraining)
+    before, evaluator = _evaluate(directory, "before", plan, stages.evaluator, params)
+    refined, course, longer = _stabilize(directory, plan, evaluator.system, params, stages)
+    after, _ = _evaluate(directory, "after", plan, evaluate.with_system(evaluator, longer), refined)
     return before, after, course
 
 
-def _evaluate(
-    directory: RunDirectory, phase: str, plan: _Plan, system: System, params: Params
-) -> tuple[Evaluation, System]:
-    schedule = plan.evaluation
-    return evaluate.resumed(
-        directory,
-        f"evaluation_{phase}",
-        schedule,
-        system,
-        params,
-        failure_file=FailureFile(directory.path / f"failures_{phase}.xyz", max_failures=plan.max_failures),
-        trajectory_files=TrajectoryFiles(
-            directory.path,
-            phase,
-            num_replicas=schedule.num_trajectories,
-            dataset=system.data.dataset,
-            frame_spacing_fs=schedule.frame_spacing_fs,
-        ),
-    )
-
-
-def _pretrain(directory: RunDirectory, settings: pretrain.Settings, system: System) -> Params:
+def _pretrain(
+    directory: RunDirectory, settings: pretrain.Settings, system: System, program: pretrain.Program
+) -> Params:
     directory.progress.stage("pretraining")
     shape = jax.eval_shape(system.problem.potential.init, base.key_for(settings.seed, "model"))
     if (made := directory.result("pretrained", shape)) is not None:
         return made.tree
-    saved = directory.state("pretraining", jax.eval_shape(partial(pretrain.start, settings, system)))
+    saved = directory.state("pretraining", jax.eval_shape(partial(pretrain.start, settings, system, program)))
     params = pretrain.run_pretraining(
         settings,
         system,
         directory.progress,
+        program=program,
         saved=None if saved is None else saved.tree,
         save=partial(directory.save_state, "pretraining"),
     )
@@ -141,8 +160,27 @@ def _pretrain(directory: RunDirectory, settings: pretrain.Settings, system: Syst
     return params
 
 
+def _evaluate(
+    directory: RunDirectory, phase: str, plan: Plan, evaluator: Evaluator, params: Params
+) -> tuple[Evaluation, Evaluator]:
+    return evaluate.resumed(
+        directory,
+        f"evaluation_{phase}",
+        evaluator,
+        params,
+        failure_file=FailureFile(directory.path / f"failures_{phase}.xyz", max_failures=plan.max_failures),
+        trajectory_files=TrajectoryFiles(
+            directory.path,
+            phase,
+            num_replicas=plan.evaluation.num_trajectories,
+            dataset=evaluator.system.data.dataset,
+            frame_spacing_fs=plan.evaluation.frame_spacing_fs,
+        ),
+    )
+
+
 def _stabilize(
-    directory: RunDirectory, plan: _Plan, system: System, params: Params
+    directory: RunDirectory, plan: Plan, system: System, params: Params, stages: Stages
 ) -> tuple[Params, list[dict], System]:
     """StABlE training; its state and course are saved after every step."""
     directory.progress.stage("StABlE training")
@@ -161,7 +199,14 @@ def _stabilize(
 
     file = FailureFile(directory.path / "failures_training.xyz", max_failures=plan.max_training_failures)
     state, system = stabilize.run_stable(
-        plan.training, system, state, course, save, directory.progress, failures=TrainingFailures(file)
+        plan.training,
+        system,
+        state,
+        course,
+        save,
+        directory.progress,
+        failures=TrainingFailures(file),
+        training=stages.training if system is stages.evaluator.system else None,
     )
     directory.save_result("refined", state.params, course=course, num_pairs=system.num_pairs)
     return jax.tree.map(jnp.asarray, state.params), course, system

@@ -59,10 +59,10 @@ def run(config: ConfigDict, temperatures: Sequence[float]) -> dict:
         record: dict = {"name": name, "config": its_config, "wall_s": 0.0, "rows": []} | provenance.about()
         for temperature_K in temperatures:
             there, effective_frames = at_temperature(system, temperature_K)
-            found: dict[str, evaluate.Evaluation] = {}
+            evaluator, found = evaluate.build(schedule, there), {}
             for phase in PARAMETERS:
                 stage = f"{temperature_K:g}_K_{phase}"
-                found[phase], there = evaluate.resumed(directory, stage, schedule, there, params[phase])
+                found[phase], evaluator = evaluate.resumed(directory, stage, evaluator, params[phase])
             # The reference's motion is of its own temperature, so there is none.
             runs = Runs(found["before"], found["after"], reference_motion={})
             measured = _rows(report.facts_of(config, there), runs, effective_frames)

@@ -186,37 +186,35 @@ def like(measured: Measured) -> Evaluation:
 def resumed(
     directory: RunDirectory,
     name: str,
-    schedule: Schedule,
-    system: System,
+    evaluator: Evaluator,
     params: Params,
     *,
     failure_file: FailureFile | None = None,
     trajectory_files: TrajectoryFiles | None = None,
-) -> tuple[Evaluation, System]:
+) -> tuple[Evaluation, Evaluator]:
     """An evaluation that is kept in a directory and goes on where it was interrupted.
 
     Args:
       directory: of the run.
       name: of the evaluation.
-      schedule: from `schedule_of`.
-      system: what is simulated.
-      params: of its potential.
+      evaluator: from `build`.
+      params: of the potential.
       failure_file: see `run_evaluation`.
       trajectory_files: see `run_evaluation`.
 
     Returns:
-      The results, and the system with the neighbor lists that it needed.
+      The results, and the evaluator with the neighbor lists that it needed.
     """
     directory.progress.stage(name.replace("_", " "))
-    evaluator = build(schedule, system)
     shape = shape_of(evaluator, params)
     if (known := directory.result(name, like(shape))) is not None:
-        return known.tree, system.with_num_pairs(known.about["num_pairs"])
+        return known.tree, with_system(evaluator, evaluator.system.with_num_pairs(known.about["num_pairs"]))
     saved = directory.state(name, shape)
     if saved is not None:
-        evaluator = build(schedule, system.with_num_pairs(saved.about["num_pairs"]))
+        evaluator = with_system(evaluator, evaluator.system.with_num_pairs(saved.about["num_pairs"]))
     if trajectory_files is not None:
-        trajectory_files.resume_at([0] * schedule.num_trajectories if saved is None else saved.about["trajectories"])
+        none = [0] * evaluator.schedule.num_trajectories
+        trajectory_files.resume_at(none if saved is None else saved.about["trajectories"])
     made, evaluator = run_evaluation(
         evaluator,
         params,
@@ -227,7 +225,7 @@ def resumed(
         trajectory_files=trajectory_files,
     )
     directory.save_result(name, made, num_pairs=evaluator.system.num_pairs)
-    return made, evaluator.system
+    return made, evaluator
 
 
 def run_evaluation(
@@ -269,7 +267,7 @@ def run_evaluation(
         replicas, stats = evaluator.run_chunk(prepared, replicas)
         if int(stats.num_overflows):
             progress.say("a neighbor list overflowed: lists are made longer and the chunk is repeated")
-            evaluator, replicas = build(evaluator.schedule, with_longer_lists(evaluator.system)), before
+            evaluator, replicas = with_system(evaluator, with_longer_lists(evaluator.system)), before
             continue
         if failure_file is not None and room:
             failure_file.add(failures.find(evaluator.system, evaluator.replay, prepared, before, replicas))
@@ -283,6 +281,11 @@ def run_evaluation(
         sizes = [] if trajectory_files is None else trajectory_files.sizes
         save(number, Measured(replicas, totals), num_pairs=evaluator.system.num_pairs, trajectories=sizes)
     return _evaluation(evaluator, params, replicas, totals), evaluator
+
+
+def with_system(evaluator: Evaluator, system: System) -> Evaluator:
+    """The same evaluation of a system whose neighbor lists may be longer."""
+    return evaluator if system is evaluator.system else build(evaluator.schedule, system)
 
 
 def with_longer_lists(system: System) -> System:

@@ -68,14 +68,15 @@ def settings_of(config: ConfigDict) -> Settings:
     )
 
 
-def start(settings: Settings, system: System) -> Course:
+def start(settings: Settings, system: System, program: Program) -> Course:
     """The state before the first step.
 
     Args:
       settings: from `settings_of`.
       system: what is trained.
+      program: from `build`.
     """
-    state = build(settings, system).init(system.problem.potential.init(base.key_for(settings.seed, "model")))
+    state = program.init(system.problem.potential.init(base.key_for(settings.seed, "model")))
     return Course(state, state.average_params, jnp.float32(jnp.inf))
 
 
@@ -84,6 +85,7 @@ def run_pretraining(
     system: System,
     progress: Progress,
     *,
+    program: Program | None = None,
     saved: Course | None = None,
     save: Callable[[int, Course], None] = lambda *_: None,
 ) -> Params:
@@ -93,6 +95,7 @@ def run_pretraining(
       settings: from `settings_of`.
       system: what is trained.
       progress: updated after every validation.
+      program: from `build`, where it has been built already.
       saved: state to go on from. None: the start.
       save: called after every validation with the number of steps and the state.
 
@@ -100,10 +103,10 @@ def run_pretraining(
       ValueError: training diverged, or the batch does not fit the devices or the memory.
     """
     data = system.data
-    program = build(settings, system)
+    program = program or build(settings, system)
     validate = jax.jit(system.problem.qm_loss())
     train, validation = data.labeled(data.split.train), data.labeled(data.split.validation)
-    course = saved or start(settings, system)
+    course = saved or start(settings, system, program)
     _check_memory(settings, program, course.state, train)
     for done, index in _blocks(settings, len(train.energy)):
         if done <= course.state.step:  # by an earlier invocation

@@ -97,6 +97,7 @@ def run_stable(
     progress: Progress,
     *,
     failures: TrainingFailures | None = None,
+    training: stable.StableTraining | None = None,
 ) -> tuple[StableState, System]:
     """StABlE training from `state` and `course`.
 
@@ -108,11 +109,12 @@ def run_stable(
       save: called after every step with the state, the course and the system, whose neighbor lists may be longer.
       progress: updated after every step.
       failures: keeps the last frames of replicas that fail. None: they are not kept.
+      training: for the system as it is, where it has been built already.
 
     Returns:
       The state at the end, and the system with the neighbor lists that it needed.
     """
-    training = stable.build(system.problem, settings, execution=system.execution)
+    training = training or stable.build(system.problem, settings, execution=system.execution)
     if int(state.phase) != stable.FINISHED:
         _check_memory(system, settings, training, state)
     recorder = _Recorder(settings, system, state, course, save, progress, failures)
