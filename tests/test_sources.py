@@ -234,6 +234,32 @@ def test_a_cell_that_would_take_for_ever_to_reduce(tmp_path):
     refused("the lattice vectors have lengths of 12 to 1.2e.10 Å", saved(tmp_path, cell=cell, wrapped=False))
 
 
+@pytest.mark.parametrize("stated", ["species:S:99999999999:pos:R:3", "species:S:1:species:S:1", "species:S", ""])
+def test_columns_are_those_that_the_library_would_make_room_for(stated, tmp_path):
+    """It takes the last of several `Properties`, in any quotes."""
+    for form in (f'Properties="{stated}"', f"'Properties' = {{{stated}}}"):
+        refused("frame 0: .*`Properties`|frame 0: cannot be read", stored(tmp_path, text(info=form)))
+
+
+def test_values_in_messages_are_short_and_in_one_line(tmp_path):
+    refused("got float64 of shape", saved(tmp_path, frame_spacing_fs=np.ones((50, 50))))
+    refused("is named 5 10", saved(tmp_path, **{"E": None, "is named 5\n10": np.ones(3)}))
+    with pytest.raises(ValueError) as caught:
+        load(saved(tmp_path, **{"E": None, "x" * 5000: np.ones(3)}))
+    assert len(str(caught.value)) < 1100
+
+
+def test_arrays_of_records_and_dates_are_passed_over(tmp_path):
+    record = np.zeros(NUM, np.dtype("f8,i4"))
+    assert len(load(saved(tmp_path, info=record, when=np.zeros(NUM, "M8[s]"))).energy) == NUM
+    refused("expected energy under one of the names", saved(tmp_path, E=record))
+    load(saved(tmp_path, total_energy=record, coords=np.zeros(NUM, "M8[s]")))
+
+
+def test_a_trajectory_has_a_whole_number(tmp_path):
+    refused("`trajectory` has to be integers, got float64", saved(tmp_path, trajectory=np.full(NUM, np.nan)))
+
+
 def test_patterns_are_sorted(tmp_path):
     for name in ("b.xyz", "a.xyz", "c.npz"):
         (tmp_path / name).touch()

@@ -101,7 +101,8 @@ def _cell(where: str, arrays: Mapping[str, np.ndarray]) -> np.ndarray | None:
         if "pbc" in name.lower() or "periodic" in name.lower():
             if array.dtype.kind not in "biuf" or not np.all(array):
                 raise ValueError(
-                    f"{where}: `{name}` is {_shown(array)}: expected a cell that is periodic in all directions or none."
+                    f"{where}: `{name}` is {entries.shown(array)}: expected a cell that is periodic in all directions "
+                    "or none."
                 )
         elif not entries.agree(array, cell):
             raise ValueError(f"{where}: `{name}` and `cell` are both there and disagree: leave one of them.")
@@ -135,7 +136,3 @@ def _one_order(where: str, species: np.ndarray) -> np.ndarray:
             "give every frame the same order of atoms."
         )
     return species[0]
-
-
-def _shown(array: np.ndarray) -> str:
-    return str(array.tolist()) if array.size <= 9 else f"{array.dtype} of shape {array.shape}"

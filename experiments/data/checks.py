@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from experiments.data.dataset import Dataset, log, nearest_images
+from experiments.data.entries import shown
 from stablejax import units
 from stablejax.space import Space, periodic
 
@@ -68,7 +69,7 @@ def check_shapes(where: str, raw: Dataset) -> None:
             _check_numbers(where, field, array)
     for name, curves in (raw.motion or {}).items():
         if curves.ndim != 2 or curves.dtype.kind not in "iuf" or not np.isfinite(curves).all():
-            raise ValueError(f"{where}: `motion_{name}` has to be finite numbers [window, lag], got {_about(curves)}.")
+            raise ValueError(f"{where}: `motion_{name}` has to be finite numbers [window, lag], got {shown(curves)}.")
     if raw.trajectory is not None and raw.trajectory.dtype.kind not in "iu":
         raise ValueError(f"{where}: `trajectory` has to be integers, got {raw.trajectory.dtype}: number trajectories.")
 
@@ -92,10 +93,6 @@ def _check_numbers(where: str, field: str, array: np.ndarray) -> None:
         )
 
 
-def _about(array: np.ndarray) -> str:
-    return f"{array.dtype} of shape {array.shape}"
-
-
 def reduced_cell(where: str, cell: np.ndarray, length_factor: float) -> np.ndarray:
     """The lattice by its shortest vectors, Å.
 
@@ -105,7 +102,7 @@ def reduced_cell(where: str, cell: np.ndarray, length_factor: float) -> np.ndarr
       length_factor: Å per length unit.
     """
     if cell.shape != (3, 3) or cell.dtype.kind not in "iuf" or not np.isfinite(cell).all():
-        raise ValueError(f"{where}: `cell` has to be three finite lattice vectors in rows, [3, 3], got {_about(cell)}.")
+        raise ValueError(f"{where}: `cell` has to be three finite lattice vectors in rows, [3, 3], got {shown(cell)}.")
     scaled = cell.astype(float) * length_factor
     length = np.linalg.norm(scaled, axis=1)
     if length.max() > MOST_SKEWED * max(length.min(), 1e-3):

@@ -148,9 +148,15 @@ def agree(one: Any, other: Any) -> bool:
     one, other = np.squeeze(np.asarray(one)), np.squeeze(np.asarray(other))
     if one.shape != other.shape:
         return False
-    if not (np.issubdtype(one.dtype, np.number) and np.issubdtype(other.dtype, np.number)):
-        return bool(np.all(one == other))
+    if not (one.dtype.kind in "biufc" and other.dtype.kind in "biufc"):
+        return one.dtype.kind == other.dtype.kind and one.dtype.kind in "SU" and bool(np.all(one == other))
     return bool(np.allclose(one, other, rtol=1e-7, atol=1e-5, equal_nan=True))
+
+
+def shown(value: Any) -> str:
+    """A value in a message: whole where it is small, else its type and shape."""
+    array = np.asarray(value)
+    return str(array.tolist())[:100] if array.size <= 9 else f"{array.dtype} of shape {array.shape}"
 
 
 def flag(where: str, name: str, value: Any) -> bool:
@@ -168,7 +174,7 @@ def flag(where: str, name: str, value: Any) -> bool:
     text = item.decode("ascii", "replace") if isinstance(item, bytes) else str(item)
     text = str(int(item)) if isinstance(item, float) and item in (0.0, 1.0) else text.strip().lower()
     if text not in _TRUE | _FALSE:
-        raise ValueError(f"{where}: `{name}` has to be true or false, got {value!r}: write T or F.")
+        raise ValueError(f"{where}: `{name}` has to be true or false, got {shown(value)}: write T or F.")
     return text in _TRUE
 
 
@@ -187,7 +193,7 @@ def number(where: str, name: str, value: Any) -> float | None:
         return None
     array = np.asarray(value)
     if array.size != 1 or array.dtype.kind not in "iuf" or not np.isfinite(array).all() or array.item() <= 0:
-        raise ValueError(f"{where}: `{name}` has to be one positive number, got {value!r}.")
+        raise ValueError(f"{where}: `{name}` has to be one positive number, got {shown(array)}.")
     return float(array.item())
 
 

@@ -128,31 +128,52 @@ def _blocks(path: Path, budget: Budget) -> Iterator[_Block]:
 def _atoms(path: Path, frame: int, block: _Block) -> Atoms:
     from ase.io import read as read_frames
 
-    comment, rows = block.comment, block.rows
-    found = re.search(r'Properties\s*=\s*["{]?([^\s"}]+)', comment)
-    columns = found[1].split(":") if found else "species:S:1:pos:R:3".split(":")
-    widths = [int(width) if width.isdecimal() else 0 for width in columns[2::3]]
-    names = columns[0::3]
-    for line, row in enumerate(rows, block.line + 2):
-        if not row.lstrip().startswith("VEC") and (num := len(row.split())) != sum(widths) and found:
-            raise ValueError(
-                f"{path}: frame {frame}: line {line} has {num} columns, `Properties` names {sum(widths)}: the frame is "
-                "cut short or damaged; remove it."
-            )
-    masses = None
-    if "species" in names:
-        column = sum(widths[: names.index("species")])
-        masses = entries.isotope_masses([row.split()[column] for row in rows if row.split()])
-        if masses is not None:
-            rows = [_without_isotopes(row, column) for row in rows]
+    where, rows = f"{path}: frame {frame}", block.rows
     # These two have to be 3 × 3 for the library, and are often not; they are not used.
-    comment = re.sub(r"(?<!\S)(stress|virial)(?=\s*=)", r"unused_\1", comment)
-    text = "\n".join([str(len([row for row in rows if not row.lstrip().startswith("VEC")])), comment, *rows, ""])
+    comment = re.sub(r"(?<!\S)(stress|virial)(?=\s*=)", r"unused_\1", block.comment)
+    with located(f"frame {frame}"):
+        columns = _columns(where, comment, block)
+    masses = None
+    if "species" in columns:
+        column = sum(list(columns.values())[: list(columns).index("species")])
+        masses = entries.isotope_masses([row.split()[column] for row in rows if not _is_vector(row) and row.split()])
+        if masses is not None:
+            rows = [row if _is_vector(row) else _without_isotopes(row, column) for row in rows]
+    text = "\n".join([str(sum(not _is_vector(row) for row in rows)), comment, *rows, ""])
     with located(f"frame {frame}"):
         atoms = cast("Atoms", read_frames(StringIO(text), format="extxyz", index=0))
     if masses is not None and not any(name.lower() in entries.NAMES["mass"] for name in atoms.arrays):
         atoms.arrays["masses"] = masses
     return atoms
+
+
+def _is_vector(row: str) -> bool:
+    """Whether a line below the atoms is of the cell."""
+    return row.lstrip().startswith("VEC")
+
+
+def _columns(where: str, comment: str, block: _Block) -> dict[str, int]:
+    """Numbers of columns by name, as the library will understand them, found to be those of the lines."""
+    from ase.io.extxyz import key_val_str_to_dict
+
+    has_vectors = any(map(_is_vector, block.rows))  # The comment means nothing then.
+    stated = {} if has_vectors or not comment.strip() else key_val_str_to_dict(comment.strip())
+    if "Properties" not in stated:
+        return {"species": 1, "pos": 3}
+    fields = str(stated["Properties"]).split(":")
+    widths = [int(width) if width.isdecimal() and len(width) < 9 else 0 for width in fields[2::3]]
+    if len(fields) % 3 or len(set(fields[::3])) < len(widths) or not all(widths):
+        raise ValueError(
+            f"{where}: expected name:type:columns of each column in `Properties`, got "
+            f"{entries.shown(stated['Properties'])}: the comment line is damaged."
+        )
+    for line, row in enumerate(block.rows, block.line + 2):
+        if (num := len(row.split())) != sum(widths):
+            raise ValueError(
+                f"{where}: line {line} has {num} columns, `Properties` names {sum(widths)}: the frame is cut short or "
+                "damaged; remove it."
+            )
+    return dict(zip(fields[::3], widths, strict=True))
 
 
 def _without_isotopes(row: str, column: int) -> str:

@@ -32,6 +32,8 @@ __all__ = [
 ]
 MAX_BYTES = 1e9
 """Bound on what a file unpacks to: a few million frames of a small molecule."""
+LONGEST_MESSAGE = 1000
+"""Characters."""
 READERS = {
     ".npz": npz.read,
     ".h5": hdf5.read,
@@ -71,8 +73,18 @@ def load(
       ValueError: the content of a file cannot be used as declared; the message says why and what to do.
     """
     _check_units(str(path), energy_unit, length_unit)
-    factors, budget = (ENERGY_UNITS[energy_unit], LENGTH_UNITS[length_unit]), Budget(max_bytes)
-    parts = [(str(file), _read(file, keys or Keys(), budget, *factors)) for file in sources.find(path)]
+    try:
+        return _load(path, energy_unit, length_unit, keys or Keys(), Budget(max_bytes))
+    except ValueError as error:  # Names and values from a file may be of any length and hold line breaks.
+        text = " ".join(str(error).split())
+        if text == str(error) and len(text) <= LONGEST_MESSAGE:
+            raise
+        raise ValueError(text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]} …") from error
+
+
+def _load(path: str | Path, energy_unit: str, length_unit: str, keys: Keys, budget: Budget) -> Dataset:
+    factors = ENERGY_UNITS[energy_unit], LENGTH_UNITS[length_unit]
+    parts = [(str(file), _read(file, keys, budget, *factors)) for file in sources.find(path)]
     dataset, where = join(parts), str(path)
     checks.check_outliers(lambda frame: frame_of(parts, frame), dataset)
     checks.check_force_size(where, dataset, energy_unit, length_unit)

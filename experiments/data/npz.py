@@ -12,6 +12,9 @@ from experiments.data.arrays import dataset_of
 from experiments.data.dataset import Dataset, Keys, located
 from experiments.data.sources import Budget, Source
 
+KINDS = "biufcSU"
+"""Numbers and text; others, such as records and dates, hold no entry that is known."""
+
 
 def read(source: Source, keys: Keys, budget: Budget) -> Dataset:
     """The data set as it is in the file, in its units.
@@ -34,7 +37,7 @@ def _arrays(path: Path, budget: Budget) -> dict[str, np.ndarray]:
         for name in file.files:
             with located(f"array `{name}`"):
                 array = file[name]
-            if isinstance(array, np.ndarray):
+            if isinstance(array, np.ndarray) and array.dtype.kind in KINDS:
                 arrays[name] = array
     return arrays
 
