@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import resource
 import sys
@@ -43,12 +44,13 @@ class Refused(Exception):
     """The input was refused as it should be."""
 
 
-def fuzz(cpu_seconds: float, seed: int) -> dict[str, Any]:
+def fuzz(cpu_seconds: float, seed: int, *, max_rounds: float = math.inf) -> dict[str, Any]:
     """Try damaged inputs of all kinds until the time is used up.
 
     Args:
       cpu_seconds: of this process.
       seed: of the inputs.
+      max_rounds: of `TRIES_OF_A_ROUND` tries; the same inputs in every run where the time suffices for them.
 
     Returns:
       Numbers of `tries`, of those `accepted`, of `tracebacks` and of data sets with numbers that are not finite
@@ -62,7 +64,7 @@ def fuzz(cpu_seconds: float, seed: int) -> dict[str, Any]:
         inside = os.getcwd()
         os.chdir(folder)
         try:
-            while time.process_time() - began < cpu_seconds:
+            while number < max_rounds and time.process_time() - began < cpu_seconds:
                 _round(result, seed + number * 1_000_003, lambda: time.process_time() - began < cpu_seconds)
                 number += 1
         finally:
