@@ -38,17 +38,37 @@ def start(name: str, *, systems: Sequence[str] = ()) -> None:
       systems: to choose from.
     """
     try:
-        path, argv = split_arguments(sys.argv)
-        if systems:
-            system, argv = chosen("--system", systems, argv)
-            name = name.format(system=system)
-        model, _ = _taken(argv, "--config.model.name")
-        config = load_config(path or str(CONFIGS / f"{name}.py"), model=model)
-        check_names(config, argv)
-        config_flags.DEFINE_config_dict("config", config, sys_argv=argv)
+        config, argv = define(name, sys.argv, systems=systems)
     except (ValueError, OSError, flags.Error) as error:
         fail(error)
-    app.run(lambda _: main(config), argv=argv, flags_parser=_parsed)
+    app.run(lambda _: main(config), argv=argv, flags_parser=parse)
+
+
+def define(
+    name: str, argv: list[str], *, systems: Sequence[str] = (), values: flags.FlagValues = flags.FLAGS
+) -> tuple[ConfigDict, list[str]]:
+    """The config of a command line, whose fields `parse` sets, and the arguments that are left to it.
+
+    Args:
+      name: as for `start`.
+      argv: the program and its arguments.
+      systems: to choose from.
+      values: flags, to which the config is added.
+
+    Raises:
+      ValueError: something is wrong with the command line or the file of the config.
+      OSError: there is no such file.
+      flags.Error: a file of flags cannot be read.
+    """
+    path, argv = split_arguments(argv)
+    if systems:
+        system, argv = chosen("--system", systems, argv)
+        name = name.format(system=system)
+    model, _ = _taken(argv, "--config.model.name")
+    config = load_config(path or str(CONFIGS / f"{name}.py"), model=model)
+    check_names(config, argv)
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+    return config, argv
 
 
 def fail(error: Exception) -> NoReturn:
@@ -77,9 +97,15 @@ def check_names(config: ConfigDict, argv: list[str]) -> None:
             raise ValueError(f"config has no field {given[1]}: {check.advice(given[1], known)}")
 
 
-def _parsed(argv: list[str]) -> list[str]:
+def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
+    """Set fields of the config by the arguments; ends the program where they cannot be set.
+
+    Args:
+      argv: the program and its arguments.
+      values: flags, with the config.
+    """
     try:
-        others = flags.FLAGS(argv)
+        others = values(argv)
         if others[1:]:
             raise ValueError(f"expected options --NAME=VALUE only, got {others[1]!r}: fields are --config.FIELD=VALUE.")
     except (flags.Error, ValueError, TypeError) as error:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import jax
 
+from experiments.data.sources import without_folders
+
 PACKAGES = ("jax", "jaxlib", "jax-md", "flax", "optax", "numpy", "scipy")
 
 HERE = Path(__file__).resolve().parent
@@ -75,7 +77,8 @@ def command() -> str:
 
 def _without_folder(argument: str) -> str:
     option, equals, value = argument.rpartition("=")
-    return f"{option}{equals}{Path(value).name if Path(value).is_absolute() else value}"
+    parts = [without_folders(part) if Path(part).is_absolute() else part for part in value.split(",")]
+    return f"{option}{equals}{','.join(parts)}"
 
 
 def _cpu_name() -> str:

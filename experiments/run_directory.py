@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from experiments import checkpoints, disk, interruption, processes, provenance
 from experiments.configs import check, common
+from experiments.data import sources
 from experiments.progress import Progress
 
 NUM_KEPT = 2
@@ -53,9 +54,12 @@ def made_from(config: ConfigDict) -> dict[str, Any]:
 
 
 def hashes(path: str) -> str:
-    """SHA-256 of the contents of a data set."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of the contents of a data set, all its files in their order."""
+    found = hashlib.sha256()
+    for source in sources.find(path):
+        with source.path.open("rb") as file:
+            found.update(hashlib.file_digest(file, "sha256").digest() + source.group.encode())
+    return found.hexdigest()
 
 
 def differences(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:

@@ -84,6 +84,9 @@ def test_data_are_known_by_their_contents(tmp_path):
         (tmp_path / name).write_bytes(content)
     one, same, other = (hashes(str(tmp_path / name)) for name in "abc")
     assert one == same != other
+    both, reverse = (hashes(f"{tmp_path / x},{tmp_path / y}") for x, y in ("ac", "ca"))
+    assert len({one, other, both, reverse}) == 4
+    assert both == hashes(f"{tmp_path}/b,{tmp_path}/[c]")
 
 
 def test_lines_of_work_that_is_repeated_go(tmp_path):

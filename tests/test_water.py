@@ -256,6 +256,29 @@ def test_molecule_is_refused_where_a_liquid_is_expected_and_the_other_way_round(
         systems.build(config)
 
 
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (17, "27 × H2O, 1 × Cl: atom 81 is of Cl"),
+        (11, "1 × H16NaO8: atom 0 is of H16NaO8"),  # by covalent radii sodium is bonded to the oxygens around it
+        (None, "26 × H2O, 1 × HO, 1 × H: atom 0 is of HO"),
+    ],
+)
+def test_ions_among_molecules_are_named(number, message, data, tmp_path):
+    """An ion in a hole between the molecules; a proton that has left its molecule."""
+    with np.load(data) as file:
+        content = dict(file)
+    if number:
+        content["z"] = np.append(content["z"], number)
+        far = np.full((NUM, 1, 3), BOX / 6)
+        content["R"], content["F"] = (np.concatenate([content[k], x], axis=1) for k, x in (("R", far), ("F", 0 * far)))
+    else:
+        content["R"][:, 1] += BOX / 6
+    np.savez(tmp_path / "ions.npz", **content)
+    with pytest.raises(ValueError, match=f"expected a liquid of one kind of molecule, got .*{message}"):
+        systems.build(tiny(tmp_path / "ions.npz", tmp_path))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "sizes"), [("gemnet", {}), ("lstm", None)])
 def test_models_are_named_by_the_config(name, sizes, data, tmp_path):

@@ -23,13 +23,15 @@ def get_config() -> ConfigDict:
     cluster.coordinator = ""  # host:port of process 0
 
     data = config.data = ConfigDict()
-    data.path = config_dict.placeholder(str)  # .npz (MD17 style), .xyz, .extxyz (also .gz), or .traj or .db of ASE
+    # .npz (MD17 style), .xyz, .extxyz (also .gz), .h5 or .hdf5 (FILE.h5:GROUP for one of several molecules), .traj or
+    # .db of ASE; several files of one system separated by commas, or a pattern such as run*.xyz
+    data.path = config_dict.placeholder(str)
     data.energy_unit = config_dict.placeholder(str)  # eV, kcal/mol, hartree, kJ/mol or meV
     data.length_unit = "angstrom"  # angstrom, bohr or nm; forces are in energy_unit/length_unit
     data.energy_key = ""  # name of the energies in the file; empty: the known names, E, energy, REF_energy and others
     data.force_key = ""  # the same for forces, F, forces, REF_forces and others
     data.mass_key = ""  # the same for masses, amu: masses, mass; without them those of the elements
-    data.max_gigabytes = 1.0  # bound on what the file unpacks to, checked before it is read
+    data.max_gigabytes = 1.0  # bound on what all files unpack to, checked before each is read
     data.num_train = 1000  # frames of the static training set
     data.num_validation = 200  # frames that select the best parameters of pretraining
     data.num_test = 500  # held-out frames: errors, and starts of the evaluation

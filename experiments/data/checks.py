@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from experiments.data.dataset import Dataset, log, nearest_images
+from experiments.data.entries import shown
 from stablejax import units
 from stablejax.space import Space, periodic
 
@@ -31,6 +34,10 @@ COARSE_ENERGY = 1e-3
 """eV; the models reach errors of this size."""
 COARSE_POSITION = 1e-5
 """Å"""
+LARGEST = 1e15
+"""In any unit: float32 holds their squares. No calculation has larger numbers."""
+MOST_SKEWED = 1e3
+"""Longest lattice vector over the shortest: more is no cell of a liquid, and takes long to reduce."""
 
 
 def check_shapes(where: str, raw: Dataset) -> None:
@@ -58,16 +65,32 @@ def check_shapes(where: str, raw: Dataset) -> None:
             )
     for field in ("position", "energy", "force", "velocity"):
         array = getattr(raw, field)
-        if array is None:
-            continue
-        if not np.issubdtype(array.dtype, np.floating):
-            raise ValueError(f"{where}: {field} holds {array.dtype}, expected floating-point numbers.")
-        is_bad = ~np.isfinite(array.reshape(num_frames, -1)).all(axis=1)
-        if is_bad.any():
-            raise ValueError(
-                f"{where}: {field} of frame {np.flatnonzero(is_bad)[0]} is not finite ({is_bad.sum()} such frames): "
-                "remove them."
-            )
+        if array is not None:
+            _check_numbers(where, field, array)
+    for name, curves in (raw.motion or {}).items():
+        if curves.ndim != 2 or curves.dtype.kind not in "iuf" or not np.isfinite(curves).all():
+            raise ValueError(f"{where}: `motion_{name}` has to be finite numbers [window, lag], got {shown(curves)}.")
+    if raw.trajectory is not None and raw.trajectory.dtype.kind not in "iu":
+        raise ValueError(f"{where}: `trajectory` has to be integers, got {raw.trajectory.dtype}: number trajectories.")
+
+
+def _check_numbers(where: str, field: str, array: np.ndarray) -> None:
+    if not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(f"{where}: {field} holds {array.dtype}, expected floating-point numbers.")
+    rows = array.reshape(len(array), -1)
+    is_bad = ~np.isfinite(rows).all(axis=1)
+    if is_bad.any():
+        raise ValueError(
+            f"{where}: {field} of frame {np.flatnonzero(is_bad)[0]} is not finite ({is_bad.sum()} such frames): "
+            "remove them."
+        )
+    is_huge = (np.abs(rows) > LARGEST).any(axis=1)
+    if is_huge.any():
+        frame = int(np.argmax(is_huge))
+        raise ValueError(
+            f"{where}: {field} of frame {frame} is {np.abs(rows[frame]).max():.3g}, which is no result of a "
+            "calculation: the file is damaged, or remove the frame."
+        )
 
 
 def reduced_cell(where: str, cell: np.ndarray, length_factor: float) -> np.ndarray:
@@ -79,10 +102,14 @@ def reduced_cell(where: str, cell: np.ndarray, length_factor: float) -> np.ndarr
       length_factor: Å per length unit.
     """
     if cell.shape != (3, 3) or cell.dtype.kind not in "iuf" or not np.isfinite(cell).all():
-        raise ValueError(
-            f"{where}: `cell` has to be three finite lattice vectors in rows, [3, 3], got {cell.tolist()}."
-        )
+        raise ValueError(f"{where}: `cell` has to be three finite lattice vectors in rows, [3, 3], got {shown(cell)}.")
     scaled = cell.astype(float) * length_factor
+    length = np.linalg.norm(scaled, axis=1)
+    if length.max() > MOST_SKEWED * max(length.min(), 1e-3):
+        raise ValueError(
+            f"{where}: the lattice vectors have lengths of {length.min():.3g} to {length.max():.3g} Å: check `cell` "
+            "and config.data.length_unit."
+        )
     if not abs(np.linalg.det(scaled)) > 1e-9:
         raise ValueError(f"{where}: the lattice vectors {scaled.tolist()} (Å) span no volume: check `cell`.")
     return np.asarray(periodic(scaled).reduced)
@@ -116,11 +143,11 @@ def note_coarse_steps(where: str, raw: Dataset, energy_factor: float, length_fac
             )
 
 
-def check_outliers(where: str, dataset: Dataset) -> None:
+def check_outliers(place: Callable[[int], str], dataset: Dataset) -> None:
     """Refuse single frames whose forces or energy are far beyond all others.
 
     Args:
-      where: the file, for messages.
+      place: file and frame of an index, for messages.
       dataset: in internal units.
     """
     force = np.sqrt((dataset.force.astype(float) ** 2).sum(axis=-1)).max(axis=1)
@@ -134,7 +161,7 @@ def check_outliers(where: str, dataset: Dataset) -> None:
         if usual > 0 and 0 < is_outlier.sum() <= max(1, MOST_OUTLIERS * len(values)):
             frame = int(np.argmax(values))
             raise ValueError(
-                f"{where}: frame {frame} has {text.format(values[frame], usual)} ({is_outlier.sum()} such frames): the "
+                f"{place(frame)} has {text.format(values[frame], usual)} ({is_outlier.sum()} such frames): the "
                 "calculation of the frame failed, or its atoms are too close; remove it."
             )
 

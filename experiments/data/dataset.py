@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,7 @@ class Dataset(NamedTuple):
     motion: dict[str, np.ndarray] | None = None  # [window, lag] curves of the reference's dynamics; see `evaluation`
     motion_spacing_fs: float | None = None
     mass: np.ndarray | None = None  # [atom] float32; None: those of the elements
+    state: dict[str, Any] | None = None  # total charge and multiplicity, where the file states them; only compared
 
     @property
     def space(self) -> Space:

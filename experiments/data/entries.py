@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from ase.data import atomic_masses, atomic_numbers
 
 NAMES: dict[str, tuple[str, ...]] = {
     "species": ("z", "nuclear_charges", "atomic_numbers", "numbers", "species", "symbols"),
-    "position": ("R", "coords", "positions", "coordinates"),
+    "position": ("R", "coords", "positions", "coordinates", "conformations"),
     "energy": (
         *("E", "energies", "energy", "REF_energy", "ref_energy", "dft_energy", "energy_dft", "dft_total_energy"),
         *("total_energy", "potential_energy", "reference_energy", "REF_energies", "dft_energies", "free_energy"),
@@ -19,9 +19,22 @@ NAMES: dict[str, tuple[str, ...]] = {
         *("F", "forces", "force", "REF_forces", "ref_forces", "REF_force", "dft_forces", "forces_dft", "dft_force"),
         "reference_forces",
     ),
+    "gradient": (
+        *("dft_total_gradient", "gradient", "gradients", "dft_gradient", "energy_gradient", "REF_gradient"),
+        "total_gradient",
+    ),
     "mass": ("masses", "mass", "atomic_masses"),
 }
 """Known names of entries, found in any case."""
+STATES = {
+    "total charge": (
+        *("charge", "total_charge", "tot_charge", "net_charge", "system_charge", "molecular_charge", "REF_charge"),
+        *("REF_total_charge", "dft_total_charge", "mol_charge", "Q"),
+    ),
+    "spin multiplicity": ("multiplicity", "spin_multiplicity", "mult", "spin", "total_spin"),
+}
+"""What has to be the same in all frames, for one potential is one energy surface. It is not used otherwise."""
+_KIND_OF = {name.lower(): kind for kind, names in STATES.items() for name in names}
 ISOTOPES = {"D": (1, 2.01410178), "T": (1, 3.01604928)}
 """Symbols of isotopes: atomic number and mass, amu."""
 MASS_RANGE = (0.3, 5.0)
@@ -49,9 +62,76 @@ def find(where: str, field: str, entries: Mapping[str, Any], key: str = "") -> s
     found = sorted((name for name in entries if name.lower() in lower), key=lambda name: lower.index(name.lower()))
     for other in found[1:]:
         if not agree(entries[found[0]], entries[other]):
-            advice = "leave one of them" if field in ("species", "position") else f"set config.data.{field}_key to one"
+            has_key = field in ("energy", "force", "mass")
+            advice = f"set config.data.{field}_key to one" if has_key else "leave one of them"
             raise ValueError(f"{where}: `{found[0]}` and `{other}` are both there and disagree: {advice}.")
     return found[0] if found else None
+
+
+def has(names: Iterable[str], field: str) -> bool:
+    """Whether one of the names is a known one of a field."""
+    return bool({name.lower() for name in names} & {name.lower() for name in NAMES[field]})
+
+
+def is_gradient(name: str) -> bool:
+    """Whether an entry of this name holds minus the forces."""
+    return has([name], "gradient")
+
+
+def find_force(where: str, entries: Mapping[str, Any], key: str = "") -> str | None:
+    """The name under which forces stand, or the gradient where there are none; see `is_gradient`.
+
+    Args:
+      where: file and frame, for messages.
+      entries: of the file or frame.
+      key: name that the config gives.
+
+    Raises:
+      ValueError: as `find`; forces and gradient disagree.
+    """
+    force, gradient = find(where, "force", entries, key), find(where, "gradient", entries)
+    if key or force is None or gradient is None:
+        return force or gradient
+    values = np.asarray(entries[gradient])
+    if values.dtype.kind not in "iuf" or not agree(entries[force], -values.astype(float)):
+        raise ValueError(
+            f"{where}: `{force}` is not minus `{gradient}`, expected the same labels: set config.data.force_key to one."
+        )
+    return force
+
+
+def is_of_state(name: str) -> bool:
+    """Whether an entry of this name is a total charge or a multiplicity."""
+    return name.lower() in _KIND_OF
+
+
+def state(where: str, stated: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
+    """Total charge and multiplicity, where they are stated; those that change are refused.
+
+    Args:
+      where: the file, for messages.
+      stated: numbers of the frames that have it, and its values there, by name; see `is_of_state`.
+
+    Raises:
+      ValueError: one changes, or two names disagree.
+    """
+    found: dict[str, Any] = {}
+    for name, (frames, values) in stated.items():
+        if not len(values):
+            continue
+        kind, one = _KIND_OF[name.lower()], values[0].item()
+        is_other = values != one
+        if values.dtype.kind == "f":
+            is_other = ~np.isclose(values, one, equal_nan=True)
+        if is_other.any():
+            other = int(np.argmax(is_other))
+            raise ValueError(
+                f"{where}: frame {frames[other]} has another {kind} than frame {frames[0]}, `{name}` is "
+                f"{values[other]} and {one}: one potential is one energy surface; keep the frames of one state."
+            )
+        if not agree(found.setdefault(kind, one), one):
+            raise ValueError(f"{where}: `{name}` is {one}, another entry says {found[kind]}: leave one {kind}.")
+    return found
 
 
 def _listed(entries: Mapping[str, Any]) -> str:
@@ -68,9 +148,15 @@ def agree(one: Any, other: Any) -> bool:
     one, other = np.squeeze(np.asarray(one)), np.squeeze(np.asarray(other))
     if one.shape != other.shape:
         return False
-    if not (np.issubdtype(one.dtype, np.number) and np.issubdtype(other.dtype, np.number)):
-        return bool(np.all(one == other))
+    if not (one.dtype.kind in "biufc" and other.dtype.kind in "biufc"):
+        return one.dtype.kind == other.dtype.kind and one.dtype.kind in "SU" and bool(np.all(one == other))
     return bool(np.allclose(one, other, rtol=1e-7, atol=1e-5, equal_nan=True))
+
+
+def shown(value: Any) -> str:
+    """A value in a message: whole where it is small, else its type and shape."""
+    array = np.asarray(value)
+    return str(array.tolist())[:100] if array.size <= 9 else f"{array.dtype} of shape {array.shape}"
 
 
 def flag(where: str, name: str, value: Any) -> bool:
@@ -88,7 +174,7 @@ def flag(where: str, name: str, value: Any) -> bool:
     text = item.decode("ascii", "replace") if isinstance(item, bytes) else str(item)
     text = str(int(item)) if isinstance(item, float) and item in (0.0, 1.0) else text.strip().lower()
     if text not in _TRUE | _FALSE:
-        raise ValueError(f"{where}: `{name}` has to be true or false, got {value!r}: write T or F.")
+        raise ValueError(f"{where}: `{name}` has to be true or false, got {shown(value)}: write T or F.")
     return text in _TRUE
 
 
@@ -107,7 +193,7 @@ def number(where: str, name: str, value: Any) -> float | None:
         return None
     array = np.asarray(value)
     if array.size != 1 or array.dtype.kind not in "iuf" or not np.isfinite(array).all() or array.item() <= 0:
-        raise ValueError(f"{where}: `{name}` has to be one positive number, got {value!r}.")
+        raise ValueError(f"{where}: `{name}` has to be one positive number, got {shown(array)}.")
     return float(array.item())
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from experiments.data import entries
 from experiments.data.dataset import Dataset, Keys, located, log
+from experiments.data.sources import Budget, Source
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -28,61 +29,79 @@ class _Block(NamedTuple):
     rows: list[str]
 
 
-def read(path: Path, keys: Keys, max_bytes: float) -> Dataset:
+def read(source: Source, keys: Keys, budget: Budget) -> Dataset:
     """Extended XYZ, as it is in the file, in its units; also compressed by gzip.
 
     Args:
-      path: of the file.
+      source: the file.
       keys: names of entries.
-      max_bytes: bound on the text.
+      budget: bound on the text.
 
     Raises:
       ValueError: the content cannot be used.
     """
-    return _dataset(path, [_atoms(path, *numbered) for numbered in enumerate(_blocks(path, max_bytes))], keys)
+    path = source.path
+    return _dataset(path, [_atoms(path, *numbered) for numbered in enumerate(_blocks(path, budget))], keys)
 
 
-def read_by_ase(path: Path, keys: Keys, max_bytes: float) -> Dataset:
-    """A database or trajectory of ASE.
+def read_trajectory(source: Source, keys: Keys, budget: Budget) -> Dataset:
+    """A trajectory of ASE.
 
     Args:
-      path: of the file.
+      source: the file.
       keys: names of entries.
-      max_bytes: bound on the file.
+      budget: bound on the file.
 
     Raises:
       ValueError: the content cannot be used.
     """
     from ase.io import read as read_frames
 
-    _check_size(path, path.stat().st_size, max_bytes)
-    return _dataset(path, cast("list[Atoms]", read_frames(path, index=":")), keys)
+    path = source.path
+    budget.take(str(path), path.stat().st_size)
+    # As what its name says, not what it looks like: other formats can run code.
+    frames = read_frames(path, index=":", format="traj", do_not_split_by_at_sign=True)
+    return _dataset(path, cast("list[Atoms]", frames), keys)
 
 
-def _check_size(path: Path, size: int, max_bytes: float) -> None:
-    if size > max_bytes:
-        raise ValueError(
-            f"{path}: takes {size / 1e9:.3g} GB, more than the {max_bytes / 1e9:.3g} GB that are allowed: set "
-            "config.data.max_gigabytes if this is meant."
-        )
+def read_database(source: Source, keys: Keys, budget: Budget) -> Dataset:
+    """A database of ASE, in the order of its rows.
+
+    Args:
+      source: the file.
+      keys: names of entries, also of `key_value_pairs` and `data`.
+      budget: bound on the file.
+
+    Raises:
+      ValueError: the content cannot be used.
+    """
+    from ase.db import connect
+
+    path = source.path
+    budget.take(str(path), path.stat().st_size)
+    with connect(path, type="db", use_lock_file=False) as database:
+        frames = [row.toatoms(add_additional_information=True) for row in database.select()]
+    return _dataset(path, frames, keys)
 
 
-def _text(path: Path, max_bytes: float) -> str:
-    _check_size(path, path.stat().st_size, max_bytes)
+def _text(path: Path, budget: Budget) -> str:
+    where, size = str(path), path.stat().st_size
     if path.suffix != ".gz":
+        budget.take(where, size)
         return path.read_bytes().decode("utf-8-sig")
+    budget.check(where, size)
     with path.open("rb") as file:
         file.seek(-4, 2)
-        _check_size(path, int.from_bytes(file.read(4), "little"), max_bytes)  # what gzip says of the size modulo 2³²
+        budget.check(where, int.from_bytes(file.read(4), "little"))  # what gzip says of the size modulo 2³²
     with gzip.open(path) as unpacked:
-        data = unpacked.read(int(max_bytes) + 1)
-    _check_size(path, len(data), max_bytes)
+        data = unpacked.read(budget.left + 1)
+    budget.take(where, len(data))
     return data.decode("utf-8-sig")
 
 
-def _blocks(path: Path, max_bytes: float) -> Iterator[_Block]:
+def _blocks(path: Path, budget: Budget) -> Iterator[_Block]:
     """The frames, with any blank lines between them."""
-    lines = _text(path, max_bytes).splitlines()
+    lines = _text(path, budget).splitlines()
     at = frame = 0
     while at < len(lines):
         if not lines[at].strip():
@@ -109,29 +128,52 @@ def _blocks(path: Path, max_bytes: float) -> Iterator[_Block]:
 def _atoms(path: Path, frame: int, block: _Block) -> Atoms:
     from ase.io import read as read_frames
 
-    comment, rows = block.comment, block.rows
-    found = re.search(r'Properties\s*=\s*["{]?([^\s"}]+)', comment)
-    columns = found[1].split(":") if found else "species:S:1:pos:R:3".split(":")
-    widths = [int(width) if width.isdecimal() else 0 for width in columns[2::3]]
-    names = columns[0::3]
-    for line, row in enumerate(rows, block.line + 2):
-        if not row.lstrip().startswith("VEC") and (num := len(row.split())) != sum(widths) and found:
-            raise ValueError(
-                f"{path}: frame {frame}: line {line} has {num} columns, `Properties` names {sum(widths)}: the frame is "
-                "cut short or damaged; remove it."
-            )
+    where, rows = f"{path}: frame {frame}", block.rows
+    # These two have to be 3 × 3 for the library, and are often not; they are not used.
+    comment = re.sub(r"(?<!\S)(stress|virial)(?=\s*=)", r"unused_\1", block.comment)
+    with located(f"frame {frame}"):
+        columns = _columns(where, comment, block)
     masses = None
-    if "species" in names:
-        column = sum(widths[: names.index("species")])
-        masses = entries.isotope_masses([row.split()[column] for row in rows if row.split()])
+    if "species" in columns:
+        column = sum(list(columns.values())[: list(columns).index("species")])
+        masses = entries.isotope_masses([row.split()[column] for row in rows if not _is_vector(row) and row.split()])
         if masses is not None:
-            rows = [_without_isotopes(row, column) for row in rows]
-    text = "\n".join([str(len([row for row in rows if not row.lstrip().startswith("VEC")])), comment, *rows, ""])
+            rows = [row if _is_vector(row) else _without_isotopes(row, column) for row in rows]
+    text = "\n".join([str(sum(not _is_vector(row) for row in rows)), comment, *rows, ""])
     with located(f"frame {frame}"):
         atoms = cast("Atoms", read_frames(StringIO(text), format="extxyz", index=0))
     if masses is not None and not any(name.lower() in entries.NAMES["mass"] for name in atoms.arrays):
         atoms.arrays["masses"] = masses
     return atoms
+
+
+def _is_vector(row: str) -> bool:
+    """Whether a line below the atoms is of the cell."""
+    return row.lstrip().startswith("VEC")
+
+
+def _columns(where: str, comment: str, block: _Block) -> dict[str, int]:
+    """Numbers of columns by name, as the library will understand them, found to be those of the lines."""
+    from ase.io.extxyz import key_val_str_to_dict
+
+    has_vectors = any(map(_is_vector, block.rows))  # The comment means nothing then.
+    stated = {} if has_vectors or not comment.strip() else key_val_str_to_dict(comment.strip())
+    if "Properties" not in stated:
+        return {"species": 1, "pos": 3}
+    fields = str(stated["Properties"]).split(":")
+    widths = [int(width) if width.isdecimal() and len(width) < 9 else 0 for width in fields[2::3]]
+    if len(fields) % 3 or len(set(fields[::3])) < len(widths) or not all(widths):
+        raise ValueError(
+            f"{where}: expected name:type:columns of each column in `Properties`, got "
+            f"{entries.shown(stated['Properties'])}: the comment line is damaged."
+        )
+    for line, row in enumerate(block.rows, block.line + 2):
+        if (num := len(row.split())) != sum(widths):
+            raise ValueError(
+                f"{where}: line {line} has {num} columns, `Properties` names {sum(widths)}: the frame is cut short or "
+                "damaged; remove it."
+            )
+    return dict(zip(fields[::3], widths, strict=True))
 
 
 def _without_isotopes(row: str, column: int) -> str:
@@ -162,6 +204,7 @@ def _dataset(path: Path, read_frames: Sequence[Atoms], keys: Keys) -> Dataset:
         cell=first.cell.array if first.pbc.any() else None,
         is_wrapped=bool(is_wrapped),
         mass=mass,
+        state=_state(path, numbers, frames),
     )
 
 
@@ -195,8 +238,7 @@ def _wrapped(path: Path, number: int, atoms: Atoms) -> bool | None:
         return None
     if not atoms.pbc.all():
         raise ValueError(f"{path}: expected a cell that is periodic in all directions or in none, got {atoms.pbc}.")
-    data = atoms.info.get("data")  # of a database
-    info = atoms.info | atoms.info.get("key_value_pairs", {}) | (data if isinstance(data, dict) else {})
+    info = _info(atoms)
     if "wrapped" not in info:
         raise ValueError(
             f"{path}: a periodic data set has to say whether its positions were moved into the cell: "
@@ -205,11 +247,27 @@ def _wrapped(path: Path, number: int, atoms: Atoms) -> bool | None:
     return entries.flag(f"{path}: frame {number}", "wrapped", info["wrapped"])
 
 
+def _info(atoms: Atoms) -> dict[str, Any]:
+    """What is said of the frame; a database has it in two places."""
+    inner = [value for name in ("key_value_pairs", "data") if isinstance(value := atoms.info.get(name), dict)]
+    return {name: value for part in (atoms.info, *inner) for name, value in part.items()}
+
+
+def _state(path: Path, numbers: list[int], frames: Sequence[Atoms]) -> dict[str, Any]:
+    """Total charge and multiplicity; frames that do not state them are passed over."""
+    stated, infos = {}, [_info(atoms) for atoms in frames]
+    for name in sorted({str(name) for info in infos for name in info if entries.is_of_state(str(name))}):
+        given = [(number, np.asarray(info[name])) for number, info in zip(numbers, infos, strict=True) if name in info]
+        given = [(number, value) for number, value in given if value.size == 1 and value.dtype.kind in "iufU"]
+        stated[name] = np.array([number for number, _ in given]), np.array([value.item() for _, value in given])
+    return entries.state(str(path), stated)
+
+
 def _labels(where: str, atoms: Atoms, keys: Keys) -> tuple[float, np.ndarray]:
     results = {} if atoms.calc is None else atoms.calc.results
     own: dict[str, Any] = {name: value for name, value in atoms.arrays.items() if name not in ("numbers", "positions")}
-    present = {**atoms.info, **own, **results}
-    names = [entries.find(where, field, present, getattr(keys, field)) for field in ("energy", "force")]
+    present = {**_info(atoms), **own, **results}
+    names = entries.find(where, "energy", present, keys.energy), entries.find_force(where, present, keys.force)
     if names[0] is None or names[1] is None:
         listed = ", ".join(sorted(present)) or "nothing else"
         raise ValueError(
@@ -217,12 +275,13 @@ def _labels(where: str, atoms: Atoms, keys: Keys) -> tuple[float, np.ndarray]:
             f"got {listed}: set config.data.energy_key and force_key to the names that are there."
         )
     energy, force = np.asarray(present[names[0]]), np.asarray(present[names[1]])
-    if energy.size != 1 or energy.dtype.kind not in "iuf" or force.shape != (len(atoms), 3):
+    is_number = energy.dtype.kind in "iuf" and force.dtype.kind in "iuf"
+    if not is_number or energy.size != 1 or force.shape != (len(atoms), 3):
         raise ValueError(
-            f"{where}: expected a number as `{names[0]}` and [atom, 3] as `{names[1]}`, got {energy.dtype} of shape "
-            f"{energy.shape} and shape {force.shape}."
+            f"{where}: expected a number as `{names[0]}` and numbers [atom, 3] as `{names[1]}`, got {energy.dtype} of "
+            f"shape {energy.shape} and {force.dtype} of shape {force.shape}."
         )
-    return float(energy.item()), force.astype(float)
+    return float(energy.item()), force.astype(float) * (-1 if entries.is_gradient(names[1]) else 1)
 
 
 def _velocity(path: Path, numbers: list[int], frames: list[Atoms], mass: np.ndarray) -> np.ndarray | None:
@@ -236,6 +295,8 @@ def _velocity(path: Path, numbers: list[int], frames: list[Atoms], mass: np.ndar
     for number, atoms in zip(numbers, frames, strict=True):
         if name not in atoms.arrays:
             raise ValueError(f"{path}: frame {number} has no `{name}`, frame {numbers[0]} has them.")
+        if atoms.arrays[name].dtype.kind not in "iuf" or atoms.arrays[name].shape != (len(atoms), 3):
+            raise ValueError(f"{path}: frame {number}: expected numbers [atom, 3] as `{name}`.")
     values = np.array([atoms.arrays[name] for atoms in frames], float)
     if name != "momenta":
         return values

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 import traceback
 import zipfile
 import zlib
@@ -10,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.data import checks, extxyz, motion, npz
+from experiments.data import checks, extxyz, hdf5, motion, npz, sources
 from experiments.data.checks import ENERGY_UNITS, FORCE_RMS_RANGE, LENGTH_UNITS
 from experiments.data.dataset import Dataset, Keys
+from experiments.data.join import frame_of, join
+from experiments.data.sources import Budget, Source
 from experiments.data.splits import Split, check_bonds_kept, reference_frames, split
 from stablejax import units
 
@@ -31,23 +32,27 @@ __all__ = [
 ]
 MAX_BYTES = 1e9
 """Bound on what a file unpacks to: a few million frames of a small molecule."""
+LONGEST_MESSAGE = 1000
+"""Characters."""
 READERS = {
     ".npz": npz.read,
+    ".h5": hdf5.read,
+    ".hdf5": hdf5.read,
     ".xyz": extxyz.read,
     ".extxyz": extxyz.read,
     ".xyz.gz": extxyz.read,
     ".extxyz.gz": extxyz.read,
-    ".traj": extxyz.read_by_ase,
-    ".db": extxyz.read_by_ase,
+    ".traj": extxyz.read_trajectory,
+    ".db": extxyz.read_database,
 }
 _ABOUT_THE_FILE = (OSError, EOFError, MemoryError, UnicodeError, zipfile.BadZipFile, zlib.error)
-_LIBRARIES = ("ase", "numpy", "zipfile", "gzip", "json", "sqlite3", "ast", "tokenize")
+_LIBRARIES = ("ase", "numpy", "h5py", "zipfile", "gzip", "json", "sqlite3", "ast", "tokenize", "re", "encodings")
 
 
 def load(
     path: str | Path, *, energy_unit: str, length_unit: str, keys: Keys | None = None, max_bytes: float = MAX_BYTES
 ) -> Dataset:
-    """Read an MD17, rMD17 or MD22 style `.npz`, extended XYZ (also `.gz`), or a `.traj` or `.db` of ASE.
+    """Read an MD17, rMD17 or MD22 style `.npz`, the same or SPICE's form of HDF5, extended XYZ, or a file of ASE.
 
     An `.npz` holds atomic numbers, positions, energies and forces under the names of those data sets, and may hold
     `masses` (amu), velocities `V` (Å/fs), the number of the `trajectory` of each frame and `frame_spacing_fs`. Forces
@@ -55,30 +60,49 @@ def load(
     and states in `wrapped` (true or false) whether its positions were moved into it; an extended XYZ file does so with
     `Lattice=`, `pbc=` and `wrapped=` in its comment lines, and may have columns `masses`, `momenta` (in ASE's unit) or
     `velocities` (Å/fs). Curves of the reference's dynamics may be added as `motion_NAME` [window, lag] with
-    `motion_spacing_fs`.
+    `motion_spacing_fs`. Gradients are read as minus the forces. Stress, virial and charges of atoms are not used.
 
     Args:
-      path: of the file.
+      path: of the file; several separated by commas or a pattern, of one system; `FILE.h5:GROUP` for a group.
       energy_unit: one of `ENERGY_UNITS`.
       length_unit: one of `LENGTH_UNITS`.
       keys: names of entries that are not the known ones.
-      max_bytes: bound on what the file unpacks to, checked before it is read.
+      max_bytes: bound on what all files unpack to, checked before each is read.
 
     Raises:
-      ValueError: the content of the file cannot be used as declared; the message says why and what to do.
+      ValueError: the content of a file cannot be used as declared; the message says why and what to do.
     """
-    path, where = Path(path), str(path)
-    _check_units(where, energy_unit, length_unit)
-    kind = _kind(path)
+    _check_units(str(path), energy_unit, length_unit)
     try:
-        _check_regular(path)
-        raw = READERS[kind](path, keys or Keys(), max_bytes)
-    except (*_ABOUT_THE_FILE, ValueError, KeyError, IndexError, TypeError, AssertionError, AttributeError) as error:
+        return _load(path, energy_unit, length_unit, keys or Keys(), Budget(max_bytes))
+    except ValueError as error:  # Names and values from a file may be of any length and hold line breaks.
+        text = " ".join(str(error).split())
+        if text == str(error) and len(text) <= LONGEST_MESSAGE:
+            raise
+        raise ValueError(text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]} …") from error
+
+
+def _load(path: str | Path, energy_unit: str, length_unit: str, keys: Keys, budget: Budget) -> Dataset:
+    factors = ENERGY_UNITS[energy_unit], LENGTH_UNITS[length_unit]
+    parts = [(str(file), _read(file, keys, budget, *factors)) for file in sources.find(path)]
+    dataset, where = join(parts), str(path)
+    checks.check_outliers(lambda frame: frame_of(parts, frame), dataset)
+    checks.check_force_size(where, dataset, energy_unit, length_unit)
+    checks.check_sign(where, dataset)
+    return dataset
+
+
+def _read(source: Source, keys: Keys, budget: Budget, energy_factor: float, length_factor: float) -> Dataset:
+    """The frames of one file, in internal units and near the origin."""
+    where, kind = str(source), _kind(source.path)
+    try:
+        source.check_regular()
+        raw = READERS[kind](source, keys, budget)
+    except Exception as error:
         if not isinstance(error, _ABOUT_THE_FILE) and not _is_of_a_library(error):
             raise
         raise ValueError(_sentence(where, error)) from error
     checks.check_shapes(where, raw)
-    energy_factor, length_factor = ENERGY_UNITS[energy_unit], LENGTH_UNITS[length_unit]
     checks.note_coarse_steps(where, raw, energy_factor, length_factor)
     dataset = raw._replace(
         position=raw.position.astype(np.float64) * length_factor,
@@ -87,9 +111,6 @@ def load(
         velocity=None if raw.velocity is None else (raw.velocity / units.FEMTOSECOND).astype(np.float32),
         cell=None if raw.cell is None else checks.reduced_cell(where, np.asarray(raw.cell), length_factor),
     )
-    checks.check_outliers(where, dataset)
-    checks.check_force_size(where, dataset, energy_unit, length_unit)
-    checks.check_sign(where, dataset)
     dataset = motion.centered(where, motion.unwrapped(where, dataset))
     return dataset._replace(position=dataset.position.astype(np.float32))
 
@@ -117,14 +138,6 @@ def _kind(path: Path) -> str:
 
 def _others() -> str:
     return ", ".join(kind for kind in READERS if kind not in (".npz", ".xyz", ".extxyz"))
-
-
-def _check_regular(path: Path) -> None:
-    """A pipe or a device would be read without end."""
-    if not path.exists():
-        raise ValueError(f"{path}: no such file: set config.data.path to an .npz or .xyz file.")
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise ValueError(f"{path}: is not a regular file: set config.data.path to an .npz or .xyz file.")
 
 
 def _is_of_a_library(error: Exception) -> bool:

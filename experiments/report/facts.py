@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from experiments.data.sources import without_folders
 from experiments.stages.evaluate import Evaluation
 from experiments.systems.base import Measure, Profile, System
 
@@ -76,5 +76,5 @@ def _public(config: ConfigDict) -> dict[str, Any]:
     public = config.copy_and_resolve_references()
     with public.unlocked():
         del public.run_dir
-        public.data.path = Path(public.data.path).name
+        public.data.path = without_folders(public.data.path)
     return public.to_dict()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ase.data import chemical_symbols
+from ase.symbols import Symbols
 from ml_collections import ConfigDict
 
 from experiments import architectures
@@ -118,11 +120,30 @@ def _whole_molecules(data: Data, *, threshold: float) -> tuple[Data, Topology]:
     """The data with whole molecules, and the topology of the system."""
     dataset, reference = data.dataset, data.reference_position
     facts = base.find_topology(data, position=reference[:: max(1, len(reference) // FRAMES_FOR_BONDS)])
+    _check_one_kind(facts)
     if dataset.is_wrapped:
         position = topology.make_whole(dataset.position, facts.bonds, facts.space)
         data = data._replace(dataset=dataset._replace(position=position, is_wrapped=False))
     loaders.check_bonds_kept(data.dataset, facts.bonds, threshold=threshold)
     return data, facts
+
+
+def _check_one_kind(facts: Topology) -> None:
+    """Refuse ions, single atoms and mixtures, which criteria and observables of one kind would pass over."""
+    formulas = [
+        Symbols(facts.species[facts.molecule == one]).get_chemical_formula() for one in range(facts.num_molecules)
+    ]
+    kinds = Counter(formulas).most_common()
+    usual = kinds[0][0]
+    if len(kinds) == 1 and facts.num_molecules < len(facts.species):
+        return
+    atom = int(np.argmax([formulas[one] != usual for one in facts.molecule]))
+    shown = ", ".join(f"{count} × {kind}" for kind, count in kinds[:6]) + (", …" if len(kinds) > 6 else "")
+    raise ValueError(
+        f"expected a liquid of one kind of molecule, got {shown}: atom {atom} is of {formulas[facts.molecule[atom]]}, "
+        f"and what happens to it no criterion or observable of {usual} would notice; remove such ions and molecules "
+        "from the data."
+    )
 
 
 def _capacity(data: Data, bound: potential.Potential, skin: float, margin: float) -> int:
