@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import re
+import shutil
 import sys
 import traceback
 import warnings
@@ -17,7 +18,7 @@ import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments import false_alarms, processes, provenance
+from experiments import false_alarms, processes, provenance, usage
 from experiments.configs import check, files
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -27,6 +28,7 @@ RENAMED = {
     "stable.trust_blocks": "stable.jackknife_blocks",
 }
 """Fields of configs by their former names, which command lines and files may still use."""
+HELP = ("--help", "-help", "-h", "--helpshort", "--helpfull")
 
 
 def start(name: str, *, systems: Sequence[str] = ()) -> None:
@@ -38,16 +40,27 @@ def start(name: str, *, systems: Sequence[str] = ()) -> None:
     """
     try:
         path, argv = split_arguments(sys.argv)
+        wants_help, argv = any(one in HELP for one in argv), [one for one in argv if one not in HELP]
+        system = None
         if systems:
+            if wants_help and _taken(argv, "--system")[0] is None:
+                argv = [*argv, f"--system={systems[0]}"]
             system, argv = chosen("--system", systems, argv)
             name = name.format(system=system)
+        path = path or str(CONFIGS / f"{name}.py")
         model, _ = _taken(argv, "--config.model.name")
-        config = load_config(path or str(CONFIGS / f"{name}.py"), model=model)
+        config = load_config(path, model=model)
         check_names(config, argv)
         config_flags.DEFINE_config_dict("config", config, sys_argv=argv)
+        flags.DEFINE_bool("dry_run", False, "say what would be done, and end")
     except (ValueError, OSError, flags.Error) as error:
         fail(error)
-    app.run(lambda _: main(config), argv=argv, flags_parser=_parsed)
+    if wants_help:
+        _parsed(argv)
+        about, width = sys.modules["__main__"].__doc__ or "", shutil.get_terminal_size().columns
+        print(usage.text(config, about=about, file=path, systems=systems, system=system, width=width), end="")
+        return
+    app.run(lambda _: main(config, is_dry=flags.FLAGS.dry_run), argv=argv, flags_parser=_parsed)
 
 
 def fail(error: Exception) -> NoReturn:
@@ -168,11 +181,12 @@ def load_config(path: str, *, model: str | None = None) -> ConfigDict:
     return config.lock()
 
 
-def main(config: ConfigDict) -> None:
+def main(config: ConfigDict, *, is_dry: bool = False) -> None:
     """Run an experiment from the command line: errors in the input are one sentence, not a traceback.
 
     Args:
       config: of the experiment.
+      is_dry: whether to say what would be done instead.
     """
     try:
         check_given(config)
@@ -180,9 +194,9 @@ def main(config: ConfigDict) -> None:
         configure(host_devices=config.host_devices)
         processes.join(config.cluster)
         # Imported here: importing jax-md starts the backend, which fixes the number of devices.
-        from experiments import pipeline
+        from experiments import dry_run, pipeline
 
-        pipeline.run(config)
+        (dry_run if is_dry else pipeline).run(config)
     except (ValueError, OSError) as error:
         fail(error)
     except MemoryError as error:

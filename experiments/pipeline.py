@@ -28,7 +28,7 @@ from stablejax.stable import Settings
 LISTS = "neighbor_lists.json"
 
 
-class _Plan(NamedTuple):
+class Plan(NamedTuple):
     """Settings of the stages of a run."""
 
     pretraining: pretrain.Settings
@@ -44,10 +44,29 @@ def run(config: ConfigDict) -> dict:
     Raises:
       ValueError: a setting is not possible, or the directory is of another run or in use by one.
     """
-    run_dir = Path(config.run_dir or f"runs/{config.name}_seed{config.seed}")
+    run_dir = directory_of(config)
+    plan, system = prepare(config)
+    with locks.exclusive(run_dir):
+        return _run(run_dir, config, plan, system)
+
+
+def directory_of(config: ConfigDict) -> Path:
+    """Where the results of a run go."""
+    return Path(config.run_dir or f"runs/{config.name}_seed{config.seed}")
+
+
+def prepare(config: ConfigDict) -> tuple[Plan, System]:
+    """What the stages of a run do, and the system that they are of: built, so that they are known to fit each other.
+
+    Args:
+      config: of the experiment.
+
+    Raises:
+      ValueError: a setting is not possible.
+    """
     schedule = evaluate.schedule_of(config)
     system = systems.build(config)
-    plan = _Plan(
+    plan = Plan(
         pretraining=pretrain.settings_of(config),
         evaluation=schedule,
         training=stabilize.settings_of(config, system),
@@ -55,11 +74,10 @@ def run(config: ConfigDict) -> dict:
         max_failures=config.evaluate.max_failures,
     )
     _check_stages(plan, system)
-    with locks.exclusive(run_dir):
-        return _run(run_dir, config, plan, system)
+    return plan, system
 
 
-def _run(run_dir: Path, config: ConfigDict, plan: _Plan, system: System) -> dict:
+def _run(run_dir: Path, config: ConfigDict, plan: Plan, system: System) -> dict:
     _claim(run_dir, config)
     progress = Progress(run_dir / "metrics.jsonl", is_silent=not processes.is_first())
     data = system.data
@@ -86,7 +104,7 @@ def _run(run_dir: Path, config: ConfigDict, plan: _Plan, system: System) -> dict
     return record
 
 
-def _check_stages(plan: _Plan, system: System) -> None:
+def _check_stages(plan: Plan, system: System) -> None:
     """Build every stage, without compiling it, so that what does not fit is found before the first one runs."""
     pretrain.build(plan.pretraining, system)
     params = jax.eval_shape(system.problem.potential.init, base.key_for(plan.pretraining.seed, "model"))
@@ -96,9 +114,7 @@ def _check_stages(plan: _Plan, system: System) -> None:
     jax.eval_shape(partial(stabilize.start, plan.training, system, num_replicas=plan.num_replicas), params)
 
 
-def _stages(
-    run_dir: Path, plan: _Plan, system: System, progress: Progress
-) -> tuple[Evaluation, Evaluation, list[dict]]:
+def _stages(run_dir: Path, plan: Plan, system: System, progress: Progress) -> tuple[Evaluation, Evaluation, list[dict]]:
     """All three stages; neighbor lists lengthened in one of them stay so in the next, and when it is resumed."""
     system = _with_saved_lists(run_dir, system)
     potentials.save(run_dir, system)
@@ -122,10 +138,29 @@ def _stages(
 def _claim(run_dir: Path, config: ConfigDict) -> None:
     """Create the directory, or check that a run in it has the same config."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    path = run_dir / "config.json"
+    if not holds_run(run_dir, config) and processes.is_first():
+        about = {"config": _compared(config)} | provenance.about()
+        checkpoints.write_text(run_dir / "config.json", checkpoints.to_json(about, indent=1) + "\n")
+
+
+def _compared(config: ConfigDict) -> dict[str, Any]:
     mine = json.loads(config.to_json_best_effort())
     for name in common.OF_THE_MACHINE:
         mine.pop(name)
+    return mine
+
+
+def holds_run(run_dir: Path, config: ConfigDict) -> bool:
+    """Whether there is a run of this config in the directory, which would be continued. Nothing is written.
+
+    Args:
+      run_dir: need not exist.
+      config: of the experiment.
+
+    Raises:
+      ValueError: there is one of another config.
+    """
+    path, mine = run_dir / "config.json", _compared(config)
     if processes.agree(path.exists() and (run_dir / "pretrained.npz").exists()):
         theirs = json.loads(path.read_text())["config"]
         if theirs != mine:
@@ -134,9 +169,8 @@ def _claim(run_dir: Path, config: ConfigDict) -> None:
                 f"{run_dir} holds a run with another config (it differs in {', '.join(changed)}): "
                 "choose another directory with --config.run_dir, or remove this one."
             )
-        return
-    if processes.is_first():
-        checkpoints.write_text(path, checkpoints.to_json({"config": mine} | provenance.about(), indent=1) + "\n")
+        return True
+    return False
 
 
 def _cached(path: Path, make: Callable, like):
@@ -176,7 +210,7 @@ def _saved_evaluation(path: Path) -> Evaluation:
     return Evaluation(**parts, **arrays)
 
 
-def _stabilize(run_dir: Path, plan: _Plan, system: System, params, progress: Progress):
+def _stabilize(run_dir: Path, plan: Plan, system: System, params, progress: Progress):
     """StABlE training; its state and course are saved after every step."""
     state_path, course_path = run_dir / "stable_state.npz", run_dir / "stable_course.json"
     start = partial(stabilize.start, plan.training, system, params, num_replicas=plan.num_replicas)

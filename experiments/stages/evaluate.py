@@ -178,8 +178,7 @@ def run_evaluation(
     schedule = evaluator.schedule
     prepared = evaluator.prepare(params)
     replicas = evaluator.start(prepared)
-    advice = "lower config.evaluate.num_replicas or chunk_ps"
-    memory.check("the evaluation", evaluator.run_chunk, (prepared, replicas), advice)
+    check_memory(evaluator, prepared, replicas)
     chunks: list[ChunkStatistics] = []
     while len(chunks) < schedule.num_chunks:
         room = 0 if failure_file is None else failure_file.room
@@ -198,6 +197,18 @@ def run_evaluation(
         if fraction == 1:
             break
     return _evaluation(evaluator, params, replicas, chunks), evaluator
+
+
+def check_memory(evaluator: Evaluator, prepared: Any, replicas: Replica) -> int:
+    """Compile the program, and raise where it would not fit; returns its peak memory on each device, bytes.
+
+    Args:
+      evaluator: from `build`.
+      prepared: from its `prepare`.
+      replicas: from its `start`.
+    """
+    advice = "lower config.evaluate.num_replicas or chunk_ps"
+    return memory.check("the evaluation", evaluator.run_chunk, (prepared, replicas), advice)
 
 
 def with_longer_lists(system: System) -> System:

@@ -75,7 +75,7 @@ def run_pretraining(settings: Settings, system: System, progress: Progress) -> P
     validate = jax.jit(system.problem.qm_loss())
     train, validation = data.labeled(data.split.train), data.labeled(data.split.validation)
     state = program.init(system.problem.potential.init(base.key_for(settings.seed, "model")))
-    _check_memory(settings, program, state, train)
+    check_memory(settings, program, state, train)
     rng = np.random.default_rng([settings.seed, 0])
     best_loss, best_params = np.inf, state.average_params
     for done in range(0, settings.num_steps, settings.steps_per_validation):
@@ -110,10 +110,18 @@ def _has_decayed(state, min_rate_scale: float) -> bool:
     return float(optax.tree.get(state.optimizer_state, "scale")) <= min_rate_scale * (1 + 1e-5)
 
 
-def _check_memory(settings: Settings, program: Program, state, train: Labeled) -> None:
+def check_memory(settings: Settings, program: Program, state, train: Labeled) -> int:
+    """Compile the program, and raise where it would not fit; returns its peak memory on each device, bytes.
+
+    Args:
+      settings: from `settings_of`.
+      program: from `build`.
+      state: from its `init`.
+      train: all training frames.
+    """
     num_first = min(settings.num_steps, settings.steps_per_validation)
     first = batches(np.random.default_rng(0), len(train.energy), num_first, settings.batch_size)
-    memory.check("pretraining", program.run, (state, train, first), "lower config.pretrain.batch_size")
+    return memory.check("pretraining", program.run, (state, train, first), "lower config.pretrain.batch_size")
 
 
 def build(settings: Settings, system: System) -> Program:
