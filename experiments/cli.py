@@ -7,18 +7,19 @@ import hashlib
 import logging
 import os
 import re
+import shutil
 import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments import false_alarms, interruption, processes, provenance
+from experiments import false_alarms, interruption, processes, provenance, usage
 from experiments.configs import check, files
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -28,6 +29,7 @@ RENAMED = {
     "stable.trust_blocks": "stable.jackknife_blocks",
 }
 """Fields of configs by their former names, which command lines and files may still use."""
+HELP = ("--help", "-help", "-h", "--helpshort", "--helpfull")
 
 
 def start(name: str, *, systems: Sequence[str] = ()) -> None:
@@ -38,16 +40,34 @@ def start(name: str, *, systems: Sequence[str] = ()) -> None:
       systems: to choose from.
     """
     try:
-        config, argv = define(name, sys.argv, systems=systems)
+        wants_help, argv = any(one in HELP for one in sys.argv), [one for one in sys.argv if one not in HELP]
+        if systems and wants_help and _taken(argv, "--system")[0] is None:
+            argv = [*argv, f"--system={systems[0]}"]
+        config, argv, file, system = define(name, argv, systems=systems)
+        flags.DEFINE_bool("dry_run", False, "say what would be done, and end")
     except (ValueError, OSError, flags.Error) as error:
         fail(error)
-    app.run(lambda _: main(config), argv=argv, flags_parser=parse)
+    if wants_help:
+        parse(argv)
+        about, width = sys.modules["__main__"].__doc__ or "", shutil.get_terminal_size().columns
+        print(usage.text(config, about=about, file=file, systems=systems, system=system, width=width), end="")
+        return
+    app.run(lambda _: main(config, is_dry=flags.FLAGS.dry_run), argv=argv, flags_parser=parse)
+
+
+class Defined(NamedTuple):
+    """The config of a command line."""
+
+    config: ConfigDict
+    argv: list[str]  # what is left for `parse`, which sets its fields
+    file: str
+    system: str | None  # where there are several to choose from
 
 
 def define(
     name: str, argv: list[str], *, systems: Sequence[str] = (), values: flags.FlagValues = flags.FLAGS
-) -> tuple[ConfigDict, list[str]]:
-    """The config of a command line, whose fields `parse` sets, and the arguments that are left to it.
+) -> Defined:
+    """The config of a command line, whose fields `parse` sets.
 
     Args:
       name: as for `start`.
@@ -61,14 +81,16 @@ def define(
       flags.Error: a file of flags cannot be read.
     """
     path, argv = split_arguments(argv)
+    system = None
     if systems:
         system, argv = chosen("--system", systems, argv)
         name = name.format(system=system)
+    path = path or str(CONFIGS / f"{name}.py")
     model, _ = _taken(argv, "--config.model.name")
-    config = load_config(path or str(CONFIGS / f"{name}.py"), model=model)
+    config = load_config(path, model=model)
     check_names(config, argv)
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
-    return config, argv
+    return Defined(config, argv, path, system)
 
 
 def fail(error: Exception) -> NoReturn:
@@ -195,11 +217,12 @@ def load_config(path: str, *, model: str | None = None) -> ConfigDict:
     return config.lock()
 
 
-def main(config: ConfigDict) -> None:
+def main(config: ConfigDict, *, is_dry: bool = False) -> None:
     """Run an experiment from the command line.
 
     Args:
       config: of the experiment.
+      is_dry: whether to say what would be done instead.
     """
     with reported():
         check_given(config)
@@ -207,9 +230,9 @@ def main(config: ConfigDict) -> None:
         configure(host_devices=config.host_devices)
         processes.join(config.cluster)
         # Imported here: importing jax-md starts the backend, which fixes the number of devices.
-        from experiments import pipeline
+        from experiments import dry_run, pipeline
 
-        pipeline.run(config)
+        (dry_run if is_dry else pipeline).run(config)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,11 +34,38 @@ def exclusive(run_dir: Path) -> Iterator[None]:
             except NotImplementedError as error:
                 raise OSError(errno.ENOTSUP, "the file system has no locks") from error
     if processes.agree(is_taken):
-        raise ValueError(
-            f"{run_dir} is in use by another run: wait until it ends, or choose another directory with "
-            "--config.run_dir."
-        )
+        raise _in_use(run_dir)
     try:
         yield
     finally:
         lock.release()
+
+
+def check_free(run_dir: Path) -> None:
+    """Refuse a directory that a run has, without keeping others out of it and without writing anything.
+
+    Raises:
+      ValueError: a run has the directory.
+    """
+    if processes.agree(processes.is_first() and _is_locked(run_dir / ".lock")):
+        raise _in_use(run_dir)
+
+
+def _is_locked(path: Path) -> bool:
+    """False where the system does not tell."""
+    if sys.platform == "win32" or not path.exists():
+        return False
+    import fcntl
+
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _in_use(run_dir: Path) -> ValueError:
+    return ValueError(
+        f"{run_dir} is in use by another run: wait until it ends, or choose another directory with --config.run_dir."
+    )

@@ -86,6 +86,30 @@ def differences(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     return found
 
 
+def holds_run(path: Path, made_from: dict[str, Any]) -> bool:
+    """Whether a directory has checkpoints, which the run would go on from. Nothing is written.
+
+    Args:
+      path: need not exist.
+      made_from: see `made_from`.
+
+    Raises:
+      ValueError: they are of another run.
+    """
+    files = [*path.glob("*.npz"), *(path / STATES).glob("*.npz")]
+    for file in files:
+        try:
+            about = checkpoints.about(file)
+        except checkpoints.Damaged:
+            continue  # `RunDirectory` says so when it needs it
+        if found := differences(made_from, about.get("made_from", {})):
+            raise ValueError(
+                f"{path} holds another run ({'; '.join(found)}): restore what was changed, or choose another directory "
+                "with --config.run_dir."
+            )
+    return bool(files)
+
+
 def _shown(value: Any) -> str:
     return "unset" if value is None else repr(value)
 
@@ -153,16 +177,7 @@ class RunDirectory:
         Raises:
           ValueError: something is.
         """
-        for path in [*self.path.glob("*.npz"), *(self.path / STATES).glob("*.npz")]:
-            try:
-                about = checkpoints.about(path)
-            except checkpoints.Damaged:
-                continue  # `result` and `state` say so
-            if found := differences(self._made_from, about.get("made_from", {})):
-                raise ValueError(
-                    f"{self.path} holds another run ({'; '.join(found)}): restore what was changed, or choose another "
-                    "directory with --config.run_dir."
-                )
+        holds_run(self.path, self._made_from)
         if processes.is_first():
             with disk.writing(self.path / STATES):
                 (self.path / STATES).mkdir(parents=True, exist_ok=True)

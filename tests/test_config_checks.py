@@ -12,7 +12,9 @@ from ml_collections import ConfigDict
 from experiments import cli
 from experiments.configs import check, files
 
-CONFIGS = sorted(path for path in cli.CONFIGS.glob("*.py") if path.stem not in ("__init__", "check", "common", "files"))
+CONFIGS = sorted(
+    path for path in cli.CONFIGS.glob("*.py") if path.stem not in ("__init__", "check", "common", "files", "meanings")
+)
 MODELS = sorted(path.stem for path in (cli.CONFIGS / "models").glob("[a-z]*.py"))
 
 

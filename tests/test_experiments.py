@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tiny as tiny_config
 
-from experiments import checkpoints, interruption, pipeline, potentials
+from experiments import checkpoints, dry_run, interruption, pipeline, potentials
 from experiments.configs import aspirin as aspirin_config
 from experiments.configs import aspirin_paper
 from experiments.data import loaders
@@ -115,6 +115,18 @@ def test_a_finished_run_is_not_run_again_and_gives_the_same_record(finished):
     again = pipeline.run(tiny(run_dir))
     drop = lambda rows: [row for row in rows if row["metric"] != "stage_wall_s"]  # noqa: E731
     assert drop(again["rows"]) == drop(record["rows"])
+
+
+def test_a_dry_run_beside_a_finished_run_says_so_and_touches_nothing(finished, capsys):
+    run_dir, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in (run_dir, *run_dir.rglob("*"))}
+    dry_run.run(tiny(run_dir))
+    assert f"results: {run_dir}, where this run is already: it goes on from there\n" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in (run_dir, *run_dir.rglob("*"))} == before
+    other = tiny(run_dir)
+    other.seed = 5
+    with pytest.raises(ValueError, match="holds"):
+        dry_run.run(other)
 
 
 def test_a_run_stopped_in_every_stage_ends_as_if_it_had_not_been(finished, tmp_path, monkeypatch):

@@ -201,7 +201,7 @@ def command_line(arguments: list[str]) -> None:
     """
     values = flags.FlagValues()
     try:
-        config, left = cli.define("aspirin", arguments, values=values)
+        config, left, *_ = cli.define("aspirin", arguments, values=values)
         cli.parse(left, values)
         cli.check_given(config)
         check.check(config)

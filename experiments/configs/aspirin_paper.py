@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config.name = "aspirin_paper"
     config.data.energy_unit = "kcal/mol"
 
-    model = config.model = schnet.get_config()
+    model = config.model = schnet.get_config()  # its sizes; in brackets the paper's
     model.num_features = 64
     model.num_filters = 64
     model.num_blocks = 6
@@ -31,18 +31,16 @@ def get_config() -> ConfigDict:
     config.md.damping_time_fs = 16.7  # the period of the paper's effective mass, 2000 cm⁻¹
 
     stability = config.stability
-    stability.train_threshold_A = 0.25  # largest bond length deviation in training
-    stability.evaluate_threshold_A = 0.5  # the same at evaluation
-    stability.learn_threshold_A = 0.5  # frames of the learning phase are used up to here, then the replica is frozen
+    stability.train_threshold_A = 0.25  # largest deviation of a bond from its mean length, Å, in training
+    stability.evaluate_threshold_A = 0.5  # largest deviation of a bond from its mean length, Å, at evaluation
+    stability.learn_threshold_A = 0.5  # deviation, Å, up to which frames are learned from; then the replica is stopped
 
     observable = config.observable
-    observable.stop_A = 10.0  # upper end of h(r)
-    observable.width_A = 0.02  # of the bins
-    observable.smearing_A = 0.01  # width of the Gaussians
-    observable.by_element = False  # one h(r) for every pair of elements instead of one for all pairs
-    observable.by_separation = False  # one for bonded atoms, one for ends of an angle, one for all others
-    observable.bond_weight = (
-        0.0  # of the squared relative error of the variance of bond lengths, averaged over the bonds
-    )
+    observable.stop_A = 10.0  # upper end of h(r), Å
+    observable.width_A = 0.02  # of the bins of h(r), Å
+    observable.smearing_A = 0.01  # width of the Gaussians of h(r), Å
+    observable.by_element = False  # whether every pair of elements has an h(r), instead of one for all pairs
+    observable.by_separation = False  # whether bonded atoms, ends of an angle and others have an h(r) each
+    observable.bond_weight = 0.0  # of the squared relative error of the variance of bond lengths, mean of the bonds
     observable.weight = 100.0  # w of L_obs = w ∫ (h − h_ref)² dr, averaged over the h(r)
     return config

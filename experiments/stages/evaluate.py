@@ -258,8 +258,7 @@ def run_evaluation(
     """
     prepared = evaluator.prepare(params)
     replicas, totals = saved or shape_of(evaluator, params)._replace(replicas=evaluator.start(prepared))
-    advice = "lower config.evaluate.num_replicas or chunk_ps"
-    memory.check("the evaluation", evaluator.run_chunk, (prepared, replicas), advice)
+    check_memory(evaluator, prepared, replicas)
     while totals.num_chunks < evaluator.schedule.num_chunks and not bool(jnp.all(replicas.is_frozen)):
         room = 0 if failure_file is None else failure_file.room
         # The chunk takes the buffers of its replicas, unless there are neighbor lists.
@@ -286,6 +285,18 @@ def run_evaluation(
 def with_system(evaluator: Evaluator, system: System) -> Evaluator:
     """The same evaluation of a system whose neighbor lists may be longer."""
     return evaluator if system is evaluator.system else build(evaluator.schedule, system)
+
+
+def check_memory(evaluator: Evaluator, prepared: Any, replicas: Replica) -> int:
+    """Compile the program, and raise where it would not fit; returns its peak memory on each device, bytes.
+
+    Args:
+      evaluator: from `build`.
+      prepared: from its `prepare`.
+      replicas: from its `start`.
+    """
+    advice = "lower config.evaluate.num_replicas or chunk_ps"
+    return memory.check("the evaluation", evaluator.run_chunk, (prepared, replicas), advice)
 
 
 def with_longer_lists(system: System) -> System:

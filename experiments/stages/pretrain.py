@@ -107,7 +107,7 @@ def run_pretraining(
     validate = jax.jit(system.problem.qm_loss())
     train, validation = data.labeled(data.split.train), data.labeled(data.split.validation)
     course = saved or start(settings, system, program)
-    _check_memory(settings, program, course.state, train)
+    check_memory(settings, program, course.state, train)
     for done, index in _blocks(settings, len(train.energy)):
         if done <= course.state.step:  # by an earlier invocation
             continue
@@ -153,10 +153,18 @@ def _has_ended(settings: Settings, state: PretrainState) -> bool:
     return float(optax.tree.get(state.optimizer_state, "scale")) <= settings.min_rate_scale * (1 + 1e-5)
 
 
-def _check_memory(settings: Settings, program: Program, state, train: Labeled) -> None:
+def check_memory(settings: Settings, program: Program, state, train: Labeled) -> int:
+    """Compile the program, and raise where it would not fit; returns its peak memory on each device, bytes.
+
+    Args:
+      settings: from `settings_of`.
+      program: from `build`.
+      state: from its `init`.
+      train: all training frames.
+    """
     num_first = min(settings.num_steps, settings.steps_per_validation)
     first = batches(np.random.default_rng(0), len(train.energy), num_first, settings.batch_size)
-    memory.check("pretraining", program.run, (state, train, first), "lower config.pretrain.batch_size")
+    return memory.check("pretraining", program.run, (state, train, first), "lower config.pretrain.batch_size")
 
 
 def build(settings: Settings, system: System) -> Program:

@@ -116,7 +116,7 @@ def run_stable(
     """
     training = training or stable.build(system.problem, settings, execution=system.execution)
     if int(state.phase) != stable.FINISHED:
-        _check_memory(system, settings, training, state)
+        check_memory(system, settings, training, state)
     recorder = _Recorder(settings, system, state, course, save, progress, failures)
 
     def lengthen(problem: Problem) -> None:
@@ -135,12 +135,21 @@ def run_stable(
     return state, recorder.system
 
 
-def _check_memory(system: System, settings: Settings, training: stable.StableTraining, state: StableState) -> None:
+def check_memory(system: System, settings: Settings, training: stable.StableTraining, state: StableState) -> int:
+    """Compile both phases, and raise where one would not fit; returns their peak memory on each device, bytes.
+
+    Args:
+      system: what is trained.
+      settings: from `settings_of`.
+      training: from `stable.build`.
+      state: from `start`, or a saved one.
+    """
     fewer = "lower config.stable.num_replicas or use more devices"
-    memory.check("a step of simulation", training.simulate, (state,), fewer)
+    simulating = memory.check("a step of simulation", training.simulate, (state,), fewer)
     smaller = "lower config.stable.estimator_chunk or config.stable.qm_batch_size, or "
     frames = static_batch(system.problem, settings.learning, seed=settings.seed, cycle=0, epoch=0)
-    memory.check("a step of learning", training.learn, (state, frames), smaller + fewer, num_rounds=1)
+    learning = memory.check("a step of learning", training.learn, (state, frames), smaller + fewer, num_rounds=1)
+    return max(simulating, learning)
 
 
 class _Recorder:
