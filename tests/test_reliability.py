@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import types
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -248,3 +250,55 @@ def test_the_small_config_has_several_checkpoints_in_every_stage():
     assert config.pretrain.num_steps // config.pretrain.steps_per_validation > 3
     assert config.evaluate.horizon_ps / config.evaluate.chunk_ps > 3
     assert config.stable.num_cycles > 1 < config.stable.max_epochs
+
+
+OBEDIENT = Path(__file__).parent / "fixtures" / "obedient.py"
+
+
+class Obedient(Runner):
+    """Starts runs that do everything right."""
+
+    def start(self, run_dir, *fields, before=(), **_):
+        command = (*before, sys.executable, str(OBEDIENT), f"--config.run_dir={run_dir}", *fields)
+        return self.start_command(command, programs="programs")
+
+
+@pytest.fixture(scope="module")
+def obedient(tmp_path_factory):
+    runner = Obedient(tmp_path_factory.mktemp("obedient"))
+    expected = runner.folder / "reference"
+    return scene.Scene(runner, expected, kills.reference(runner, expected))
+
+
+STABLE, TERM = fault_cases.STABLE, signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    "inject",
+    [
+        fault_cases.second_run,
+        fault_cases.full_disk,
+        partial(fault_cases.ended_by, TERM, 143, STABLE),
+        partial(fault_cases.damaged_checkpoint, STABLE, fault_cases.cut),
+        partial(fault_cases.damaged_checkpoint, STABLE, fault_cases.flip),
+        lambda scene: fault_cases.no_config(scene, "--config.stable.learning_rate=0.5"),
+    ],
+)
+def test_a_run_that_does_everything_right_is_found_right(obedient, inject):
+    verdict = inject(obedient)
+    assert verdict.is_ok, verdict.happened
+
+
+def test_a_run_that_does_not_is_found_wrong(obedient):
+    assert not fault_cases.ended_by(TERM, 130, STABLE, obedient).is_ok
+    assert not fault_cases.damaged_checkpoint(STABLE, fault_cases.cut, obedient, name="nothing.npz").is_ok
+    assert not fault_cases.damaged_checkpoint("pretraining", lambda content: content, obedient).is_ok  # not said
+    assert not fault_cases.other_devices(obedient).is_ok  # refused without a word of devices
+
+
+def test_kills_of_a_run_that_does_everything_right(obedient):
+    timeline = obedient.timeline
+    rows = kills.run(obedient.runner, obedient.expected, timeline, 5, 0, lambda _: None)
+    assert sum(row["value"] for row in rows if row["metric"] == "kills") >= 4  # the report takes no time
+    assert [row["value"] for row in rows if row["metric"] == "is_equal"] == [1, 1, 1]
+    assert [row["value"] for row in rows if row["metric"] in ("lost_lines", "doubled_lines", "failed_start")] == [0, 0]

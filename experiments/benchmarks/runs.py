@@ -84,12 +84,19 @@ class Runner(NamedTuple):
         """
         command = [sys.executable, "-m", f"experiments.{module}", f"--config.run_dir={run_dir}", *fields]
         command += [] if config is None else [f"--config={config}"]
+        return self.start_command((*before, *command), programs=programs)
+
+    def start_command(self, command: tuple[str, ...], *, programs: str) -> Started:
+        """Any process.
+
+        Args:
+          command: and its arguments.
+          programs: folder of compiled programs.
+        """
         own = {"JAX_COMPILATION_CACHE_DIR": str(self.folder / programs), "PYTHONPATH": str(ROOT)}
         handle, name = tempfile.mkstemp(dir=self.folder, suffix=".txt")
         with os.fdopen(handle, "wb") as file:
-            process = subprocess.Popen(
-                [*before, *command], cwd=ROOT, env=os.environ | own, stdout=file, stderr=subprocess.STDOUT
-            )
+            process = subprocess.Popen(command, cwd=ROOT, env=os.environ | own, stdout=file, stderr=subprocess.STDOUT)
         return Started(process, Path(name), time.monotonic())
 
     def run(self, run_dir: Path, *fields: str, **options) -> Outcome:
