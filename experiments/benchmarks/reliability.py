@@ -1,0 +1,116 @@
+"""Can a run be trusted? It is killed, damaged, given wrong input, and left running for long.
+
+    python -m experiments.benchmarks.reliability
+    python -m experiments.benchmarks.reliability --parts=kills --num_kills=5
+    python -m experiments.benchmarks.reliability --parts=soak --soak_steps=1000000
+
+`kills`: a run that is killed at random moments in all stages, against one that was not. `faults`: damaged files, full
+disks, signals, wrong settings, a row for each with what is right. `fuzz`: random data files. `soak`: speed, memory and
+handles of a process over millions of steps. Each part replaces its rows in the record, and keeps those of the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from experiments import cli
+from experiments.benchmarks import faults, kills, records, soak
+from experiments.benchmarks.kills import Timeline
+from experiments.benchmarks.runs import ROOT, Runner
+from experiments.benchmarks.scene import Scene
+
+PARTS = ("kills", "faults", "fuzz", "soak")
+UNITS = {"longest_s": "s", "peak_memory_GB": "GB"}
+
+
+@contextmanager
+def uninterrupted() -> Iterator[tuple[Runner, Path, Timeline]]:
+    """Where runs are started, and an uninterrupted one to compare with."""
+    with tempfile.TemporaryDirectory() as folder:
+        runner, expected = Runner(Path(folder)), Path(folder) / "reference"
+        # The first one compiles: its times are not those of the others.
+        runner.run(Path(folder) / "first")
+        yield runner, expected, kills.reference(runner, expected)
+
+
+def run_kills(given: argparse.Namespace) -> list[dict]:
+    """Rows of a run that is killed."""
+    with uninterrupted() as (runner, expected, timeline):
+        rows = kills.run(runner, expected, timeline, given.num_kills, given.seed, _say)
+    return [*rows, {"metric": "run_s", "value": timeline.end_s, "unit": "s"}]
+
+
+def run_faults(given: argparse.Namespace) -> list[dict]:
+    """Rows of faults."""
+    with uninterrupted() as (runner, expected, timeline):
+        return faults.run(Scene(runner, expected, timeline), given.only, _say)
+
+
+def run_fuzz(given: argparse.Namespace) -> list[dict]:
+    """Rows of random data files."""
+    # Imported here, as the others need none of it.
+    found = importlib.import_module("experiments.benchmarks.fuzz").fuzz(given.fuzz_cpu_s, given.seed)
+    return [
+        {"metric": name, "value": value} | ({"unit": UNITS[name]} if name in UNITS else {})
+        for name, value in found.items()
+    ]
+
+
+def run_soak(given: argparse.Namespace) -> list[dict]:
+    """Rows of a long simulation."""
+    return soak.run(given.soak_steps, given.soak_hours, given.seed)
+
+
+RUN: dict[str, Callable[[argparse.Namespace], list[dict]]] = {
+    "kills": run_kills,
+    "faults": run_faults,
+    "fuzz": run_fuzz,
+    "soak": run_soak,
+}
+
+
+def merge(path: Path, part: str, rows: list[dict]) -> list[dict]:
+    """The rows of a record with those of a part replaced.
+
+    Args:
+      path: of the record, which may not be there yet.
+      part: that the rows are of.
+      rows: new ones.
+    """
+    old = json.loads(path.read_text())["rows"] if path.exists() else []
+    kept = {name: [row for row in old if row["part"] == name] for name in PARTS}
+    kept[part] = [row | {"part": part} for row in rows]
+    return [row | {"value": float("nan")} if row["value"] is None else row for name in PARTS for row in kept[name]]
+
+
+def _say(message: str) -> None:
+    print(message, flush=True)
+
+
+def main() -> None:
+    """Run the parts and write the record after each."""
+    parser = records.parser(__doc__ or "")
+    parser.set_defaults(json=ROOT / "experiments" / "results" / "reliability.json")
+    parser.add_argument("--parts", type=records.names(PARTS), default=list(PARTS), help=", ".join(PARTS))
+    parser.add_argument("--seed", type=int, default=0, help="of all random choices")
+    parser.add_argument("--num_kills", type=int, default=20, help="kills of a run, over all its stages")
+    parser.add_argument("--only", type=lambda text: text.split(","), default=[], help="words: faults with one of them")
+    parser.add_argument("--fuzz_cpu_s", type=float, default=600.0, help="CPU seconds of random data files")
+    parser.add_argument("--soak_steps", type=int, default=10_000_000, help="replica-steps")
+    parser.add_argument("--soak_hours", type=float, default=2.0, help="at the most")
+    given = parser.parse_args()
+    cli.configure(host_devices=1)
+    for part in given.parts:
+        rows = RUN[part](given)
+        records.show(rows)
+        records.keep(given, "benchmarks.reliability", merge(given.json, part, rows))
+
+
+if __name__ == "__main__":
+    main()
