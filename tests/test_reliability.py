@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import signal
+import subprocess
 import sys
 import types
 from functools import partial
@@ -207,6 +208,7 @@ def test_rows_of_a_soak():
     value = {(row["metric"], row.get("of"), row.get("fraction_frozen")): row["value"] for row in rows}
     assert value["last_over_first", "all", None] == pytest.approx(1 / 1.5, rel=0.03)
     assert value["last_over_first_and_reference", None, None] == pytest.approx(1)
+    assert next(row for row in rows if "reference" in row["metric"])["standard_error"] == pytest.approx(0, abs=1e-9)
     assert value["memory_slope_MB_per_hour", None, None] == pytest.approx(360)
     assert value["replica_steps", None, None] == 20 * 1500
 
@@ -243,6 +245,12 @@ def test_fuzzing_is_called_with_its_time_and_seed(monkeypatch):
     rows = reliability.run_fuzz(argparse.Namespace(fuzz_cpu_s=3.0, seed=7))
     assert rows[0]["value"] == (3.0, 7)
     assert rows[2] == {"metric": "longest_s", "value": 1.5, "unit": "s"}
+
+
+def test_devices_can_be_chosen_after_the_benchmark_is_imported():
+    code = "from experiments.benchmarks import reliability; reliability.cli.configure(host_devices=1)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=runs.ROOT)
+    assert (run.returncode, run.stderr) == (0, "")
 
 
 def test_the_small_config_has_several_checkpoints_in_every_stage():

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from experiments import cli
-from experiments.benchmarks import faults, kills, records, soak
+from experiments.benchmarks import faults, kills, records
 from experiments.benchmarks.kills import Timeline
 from experiments.benchmarks.runs import ROOT, Runner
 from experiments.benchmarks.scene import Scene
@@ -64,6 +64,9 @@ def run_fuzz(given: argparse.Namespace) -> list[dict]:
 
 def run_soak(given: argparse.Namespace) -> list[dict]:
     """Rows of a long simulation."""
+    # Imported here: importing jax-md starts the backend, which fixes the number of devices.
+    from experiments.benchmarks import soak
+
     return soak.run(given.soak_steps, given.soak_hours, given.seed)
 
 
