@@ -268,7 +268,7 @@ class Obedient(Runner):
 
     def start(self, run_dir, *fields, before=(), **_):
         command = (*before, sys.executable, str(OBEDIENT), f"--config.run_dir={run_dir}", *fields)
-        return self.start_command(command, programs="programs")
+        return self.start_command(command)
 
 
 @pytest.fixture(scope="module")

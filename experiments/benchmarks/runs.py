@@ -70,7 +70,6 @@ class Runner(NamedTuple):
         module: str = "aspirin",
         config: Path | None = SMALL,
         before: tuple[str, ...] = (),
-        programs: str = "programs",
     ) -> Started:
         """The process of a run.
 
@@ -80,20 +79,19 @@ class Runner(NamedTuple):
           module: of `experiments`.
           config: file for `--config`. None: the module's own.
           before: command that starts the run.
-          programs: folder of compiled programs.
         """
         command = [sys.executable, "-m", f"experiments.{module}", f"--config.run_dir={run_dir}", *fields]
         command += [] if config is None else [f"--config={config}"]
-        return self.start_command((*before, *command), programs=programs)
+        return self.start_command((*before, *command))
 
-    def start_command(self, command: tuple[str, ...], *, programs: str) -> Started:
-        """Any process.
+    @property
+    def programs(self) -> Path:
+        """Folder of compiled programs."""
+        return self.folder / "programs"
 
-        Args:
-          command: and its arguments.
-          programs: folder of compiled programs.
-        """
-        own = {"JAX_COMPILATION_CACHE_DIR": str(self.folder / programs), "PYTHONPATH": str(ROOT)}
+    def start_command(self, command: tuple[str, ...]) -> Started:
+        """Any process."""
+        own = {"JAX_COMPILATION_CACHE_DIR": str(self.programs), "PYTHONPATH": str(ROOT)}
         handle, name = tempfile.mkstemp(dir=self.folder, suffix=".txt")
         with os.fdopen(handle, "wb") as file:
             process = subprocess.Popen(command, cwd=ROOT, env=os.environ | own, stdout=file, stderr=subprocess.STDOUT)
