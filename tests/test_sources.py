@@ -249,6 +249,10 @@ def test_columns_are_those_that_the_library_would_make_room_for(stated, message,
         refused(f"frame 0: {message}", stored(tmp_path, text(info=form)))
 
 
+def test_a_word_that_is_no_element_beside_an_isotope(tmp_path):
+    refused("frame 0: 'Wrapped' is no symbol of an element", stored(tmp_path, text(symbols=["O", "D", "wrapped"])))
+
+
 def test_values_in_messages_are_short_and_in_one_line(tmp_path):
     refused("got float64 of shape", saved(tmp_path, frame_spacing_fs=np.ones((50, 50))))
     refused("is named 5 10", saved(tmp_path, **{"E": None, "is named 5\n10": np.ones(3)}))
