@@ -234,11 +234,23 @@ def test_a_cell_that_would_take_for_ever_to_reduce(tmp_path):
     refused("the lattice vectors have lengths of 12 to 1.2e.10 Å", saved(tmp_path, cell=cell, wrapped=False))
 
 
-@pytest.mark.parametrize("stated", ["species:S:99999999999:pos:R:3", "species:S:1:species:S:1", "species:S", ""])
-def test_columns_are_those_that_the_library_would_make_room_for(stated, tmp_path):
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        ("species:S:99999999999:pos:R:3", "expected name:type:columns of each column in `Properties`"),
+        ("species:S:1:species:S:1", "expected name:type:columns of each column in `Properties`"),
+        ("species:S", "expected name:type:columns of each column in `Properties`"),
+        ("species:S:1:pos:R:99999", "line 3 has 7 columns, `Properties` names 100000"),
+    ],
+)
+def test_columns_are_those_that_the_library_would_make_room_for(stated, message, tmp_path):
     """It takes the last of several `Properties`, in any quotes."""
-    for form in (f'Properties="{stated}"', f"'Properties' = {{{stated}}}"):
-        refused("frame 0: .*`Properties`|frame 0: cannot be read", stored(tmp_path, text(info=form)))
+    for form in (f'Properties="{stated}"', f'"Properties" = {{{stated}}}'):
+        refused(f"frame 0: {message}", stored(tmp_path, text(info=form)))
+
+
+def test_a_word_that_is_no_element_beside_an_isotope(tmp_path):
+    refused("frame 0: 'Wrapped' is no symbol of an element", stored(tmp_path, text(symbols=["O", "D", "wrapped"])))
 
 
 def test_values_in_messages_are_short_and_in_one_line(tmp_path):

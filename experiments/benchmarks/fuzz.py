@@ -244,7 +244,7 @@ def main() -> None:
     records.show(rows)
     for kind, (tries, accepted) in result["by_kind"].items():
         print(f"{kind}: {tries} tries, {accepted} accepted")
-    print(*result["faults"], sep="\n\n")
+    print(f"longest: {result.get('longest')}", *result["faults"], sep="\n\n")
     records.keep(given, "fuzz", rows)
     sys.exit(bool(result["faults"]))
 

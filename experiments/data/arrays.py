@@ -122,7 +122,7 @@ def _masses(
     if raw.dtype.kind not in "SU":
         return None
     symbols = cast("list[str]", np.atleast_2d(raw.astype(str))[0].tolist())
-    return entries.isotope_masses(symbols)
+    return entries.isotope_masses(where, symbols)
 
 
 def _one_order(where: str, species: np.ndarray) -> np.ndarray:

@@ -229,11 +229,21 @@ def atomic_number(where: str, species: np.ndarray) -> np.ndarray:
     return number.astype(np.int32)
 
 
-def isotope_masses(symbols: Sequence[str]) -> np.ndarray | None:
-    """Masses, amu, where there is a `D` or `T` among the symbols."""
+def isotope_masses(where: str, symbols: Sequence[str]) -> np.ndarray | None:
+    """Masses, amu, where there is a `D` or `T` among the symbols.
+
+    Args:
+      where: file and frame, for messages.
+      symbols: of the atoms.
+
+    Raises:
+      ValueError: there is, and an atom is of no element.
+    """
     symbols = [symbol.strip().capitalize() for symbol in symbols]
     if not set(symbols) & set(ISOTOPES):
         return None
+    if unknown := sorted(set(symbols) - set(ISOTOPES) - set(atomic_numbers)):
+        raise ValueError(f"{where}: {unknown[0]!r} is no symbol of an element: correct it.")
     return np.array([ISOTOPES[s][1] if s in ISOTOPES else atomic_masses[atomic_numbers[s]] for s in symbols])
 
 

@@ -136,7 +136,8 @@ def _atoms(path: Path, frame: int, block: _Block) -> Atoms:
     masses = None
     if "species" in columns:
         column = sum(list(columns.values())[: list(columns).index("species")])
-        masses = entries.isotope_masses([row.split()[column] for row in rows if not _is_vector(row) and row.split()])
+        symbols = [row.split()[column] for row in rows if not _is_vector(row) and row.split()]
+        masses = entries.isotope_masses(where, symbols)
         if masses is not None:
             rows = [row if _is_vector(row) else _without_isotopes(row, column) for row in rows]
     text = "\n".join([str(sum(not _is_vector(row) for row in rows)), comment, *rows, ""])
