@@ -197,11 +197,16 @@ def load_config(path: str, *, model: str | None = None) -> ConfigDict:
       model: name of a model that replaces the one of the file, with all its sizes. None: the file's.
 
     Raises:
-      ValueError: there is no such model.
+      ValueError: there is no such model, or none.
       OSError: there is no such file.
     """
     file, colon, argument = path.partition(":")
     config = files.read(Path(file), *[argument] * bool(colon))
+    if "model" not in config:
+        raise ValueError(
+            f"{path}: expected a config with a model, got none: begin with that of an experiment, such as "
+            "experiments/configs/molecule.py."
+        )
     with config.unlocked():
         for old, new in RENAMED.items():
             *sections, former = old.split(".")

@@ -141,6 +141,8 @@ def test_a_config_needs_a_file_that_is_there():
             cli.split_arguments(["water", *given])
     with pytest.raises(OSError, match="nowhere.py"):
         cli.load_config("nowhere.py")
+    with pytest.raises(ValueError, match="common.py: expected a config with a model, got none: begin with that of an"):
+        cli.load_config(str(cli.CONFIGS / "common.py"), model="schnet")
     with pytest.raises(ValueError, match="has to be a Python file, got README.md"):
         cli.load_config("README.md")
 

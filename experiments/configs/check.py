@@ -38,8 +38,9 @@ CONSTRAINTS: dict[str, Constraint] = {
             (
                 "data.num_train data.num_validation data.num_test pretrain.num_steps pretrain.batch_size "
                 "pretrain.plateau_patience pretrain.steps_per_validation stable.num_replicas stable.steps_per_epoch "
-                "stable.steps_per_frame stable.max_epochs stable.max_updates stable.max_rounds stable.plateau_patience "
-                "stable.qm_batch_size evaluate.num_replicas observable.molecules_per_neighborhood observable.per_bin "
+                "stable.steps_per_frame stable.num_cycles stable.max_epochs stable.max_updates stable.max_rounds "
+                "stable.plateau_patience stable.qm_batch_size evaluate.num_replicas "
+                "observable.molecules_per_neighborhood observable.per_bin "
                 "model.num_features model.num_filters model.num_blocks model.num_gaussians model.num_layers "
                 "model.num_basis model.radial_width model.atom_size model.edge_size model.triplet_size "
                 "model.bilinear_size model.num_spherical model.num_radial"
@@ -49,7 +50,7 @@ CONSTRAINTS: dict[str, Constraint] = {
             COUNT_OR_NONE,
             (
                 "seed host_devices cluster.num_processes cluster.process data.num_reference md.table_intervals "
-                "md.replica_batch stable.num_cycles stable.max_rollbacks stable.max_failures stable.jackknife_blocks "
+                "md.replica_batch stable.max_rollbacks stable.max_failures stable.jackknife_blocks "
                 "evaluate.max_failures evaluate.trajectory "
                 "stable.estimator_chunk observable.num_bins "
                 "model.max_degree"
