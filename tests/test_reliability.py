@@ -7,7 +7,6 @@ import json
 import signal
 import subprocess
 import sys
-import types
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 
 from experiments import cli
-from experiments.benchmarks import fault_cases, faults, kills, records, reliability, runs, scene, soak
+from experiments.benchmarks import fault_cases, faults, fuzz, kills, records, reliability, runs, scene, soak
 from experiments.benchmarks.kills import Moment, Timeline
 from experiments.benchmarks.runs import Outcome, Runner
 from experiments.benchmarks.soak import Sample
@@ -239,12 +238,14 @@ def test_parts_replace_their_own_rows_and_keep_the_others(tmp_path):
 
 
 def test_fuzzing_is_called_with_its_time_and_seed(monkeypatch):
-    found = {"tries": 9, "tracebacks": 0, "longest_s": 1.5}
-    fake = types.SimpleNamespace(fuzz=lambda cpu_s, seed: found | {"tries": (cpu_s, seed)})
-    monkeypatch.setitem(sys.modules, "experiments.benchmarks.fuzz", fake)
+    by_kind = {"data": [7, 1], "config": [2, 0]}
+    found = {"tracebacks": 0, "longest_s": 1.5, "longest": "a.npz", "by_kind": by_kind, "faults": []}
+    monkeypatch.setattr(fuzz, "fuzz", lambda cpu_s, seed: found | {"tries": cpu_s + seed})
     rows = reliability.run_fuzz(argparse.Namespace(fuzz_cpu_s=3.0, seed=7))
-    assert rows[0]["value"] == (3.0, 7)
-    assert rows[2] == {"metric": "longest_s", "value": 1.5, "unit": "s"}
+    assert {"metric": "tries", "value": 10.0} in rows
+    assert {"metric": "longest_s", "value": 1.5, "unit": "s"} in rows
+    assert {"metric": "accepted", "value": 1, "of": "data"} in rows
+    json.dumps(rows)
 
 
 def test_devices_can_be_chosen_after_the_benchmark_is_imported():

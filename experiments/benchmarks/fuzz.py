@@ -73,6 +73,23 @@ def fuzz(cpu_seconds: float, seed: int, *, max_rounds: float = math.inf) -> dict
     return result | {"cpu_s": time.process_time() - began, "peak_memory_GB": peak / 1e9}
 
 
+def rows_of(result: dict[str, Any]) -> list[dict]:
+    """Rows of a record.
+
+    Args:
+      result: from `fuzz`.
+    """
+    units = {"longest_s": {"unit": "s"}, "cpu_s": {"unit": "s"}, "peak_memory_GB": {"unit": "GB"}}
+    numbers = {name: value for name, value in result.items() if isinstance(value, int | float)}
+    rows: list[dict] = [{"metric": name, "value": value} | units.get(name, {}) for name, value in numbers.items()]
+    for kind, (tries, accepted) in result["by_kind"].items():
+        rows += [
+            {"metric": "tries", "value": tries, "of": kind},
+            {"metric": "accepted", "value": accepted, "of": kind},
+        ]
+    return rows
+
+
 def _round(result: dict[str, Any], seed: int, is_time_left: Callable[[], bool]) -> None:
     """A number of tries, all determined by the seed."""
 
@@ -235,15 +252,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     result = fuzz(given.cpu_seconds, given.seed)
-    units = {"longest_s": "s", "cpu_s": "s", "peak_memory_GB": "GB"}
-    rows = [
-        {"metric": name, "value": value, "unit": units.get(name, "")}
-        for name, value in result.items()
-        if isinstance(value, int | float)
-    ]
+    rows = rows_of(result)
     records.show(rows)
-    for kind, (tries, accepted) in result["by_kind"].items():
-        print(f"{kind}: {tries} tries, {accepted} accepted")
     print(f"longest: {result.get('longest')}", *result["faults"], sep="\n\n")
     records.keep(given, "fuzz", rows)
     sys.exit(bool(result["faults"]))

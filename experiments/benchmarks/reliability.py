@@ -12,21 +12,19 @@ handles of a process over millions of steps. Each part replaces its rows in the 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from experiments import cli
+from experiments import cli, provenance
 from experiments.benchmarks import faults, kills, records
 from experiments.benchmarks.kills import Timeline
 from experiments.benchmarks.runs import ROOT, Runner
 from experiments.benchmarks.scene import Scene
 
 PARTS = ("kills", "faults", "fuzz", "soak")
-UNITS = {"longest_s": "s", "peak_memory_GB": "GB"}
 
 
 @contextmanager
@@ -53,13 +51,10 @@ def run_faults(given: argparse.Namespace) -> list[dict]:
 
 
 def run_fuzz(given: argparse.Namespace) -> list[dict]:
-    """Rows of random data files."""
-    # Imported here, as the others need none of it.
-    found = importlib.import_module("experiments.benchmarks.fuzz").fuzz(given.fuzz_cpu_s, given.seed)
-    return [
-        {"metric": name, "value": value} | ({"unit": UNITS[name]} if name in UNITS else {})
-        for name, value in found.items()
-    ]
+    """Rows of random data files, configs and command lines."""
+    from experiments.benchmarks import fuzz  # as the others do not need hypothesis
+
+    return fuzz.rows_of(fuzz.fuzz(given.fuzz_cpu_s, given.seed))
 
 
 def run_soak(given: argparse.Namespace) -> list[dict]:
@@ -79,7 +74,7 @@ RUN: dict[str, Callable[[argparse.Namespace], list[dict]]] = {
 
 
 def merge(path: Path, part: str, rows: list[dict]) -> list[dict]:
-    """The rows of a record with those of a part replaced.
+    """The rows of a record with those of a part replaced, which say the commit that they are of.
 
     Args:
       path: of the record, which may not be there yet.
@@ -88,7 +83,7 @@ def merge(path: Path, part: str, rows: list[dict]) -> list[dict]:
     """
     old = json.loads(path.read_text())["rows"] if path.exists() else []
     kept = {name: [row for row in old if row["part"] == name] for name in PARTS}
-    kept[part] = [row | {"part": part} for row in rows]
+    kept[part] = [row | {"part": part, "commit": provenance.commit()} for row in rows]
     return [row | {"value": float("nan")} if row["value"] is None else row for name in PARTS for row in kept[name]]
 
 
