@@ -235,6 +235,10 @@ def test_parts_replace_their_own_rows_and_keep_the_others(tmp_path):
     records.write(path, "name", {}, both)
     (row,) = reliability.merge(path, "soak", [{"metric": "c", "value": 2}])[1:]
     assert (row["metric"], row["value"], row["part"]) == ("c", 2, "soak")
+    records.write(path, "name", {}, [{"part": "faults", "fault": name, "metric": "d", "value": 0} for name in "xy"])
+    some = reliability.merge(path, "faults", [{"fault": "y", "metric": "d", "value": 1}], keeps_faults=True)
+    assert [(row["fault"], row["value"]) for row in some] == [("x", 0), ("y", 1)]
+    assert len(reliability.merge(path, "faults", [{"fault": "y", "metric": "d", "value": 1}])) == 1
 
 
 def test_fuzzing_is_called_with_its_time_and_seed(monkeypatch):

@@ -280,3 +280,9 @@ def test_simulation_without_instability_is_given_up(config, system, tmp_path):
     assert [entry["phase"] for entry in course] == ["simulating"] * 2
     assert int(state.phase) == stable.FINISHED
     assert "no more instability: fewer than 50 % of the replicas failed within 0.02 ps" in stream.getvalue()
+
+
+def test_a_loss_that_is_not_finite_is_said_to_be_unknown():
+    known = {"phase": "learning", "observable_loss": 0.25}
+    assert stabilize._status(known, 1) == "learning, epoch 2, observable loss 0.2500"
+    assert stabilize._status(known | {"observable_loss": None}, 0) == "learning, epoch 1, observable loss unknown"

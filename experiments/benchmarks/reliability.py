@@ -73,17 +73,20 @@ RUN: dict[str, Callable[[argparse.Namespace], list[dict]]] = {
 }
 
 
-def merge(path: Path, part: str, rows: list[dict]) -> list[dict]:
+def merge(path: Path, part: str, rows: list[dict], *, keeps_faults: bool = False) -> list[dict]:
     """The rows of a record with those of a part replaced, which say the commit that they are of.
 
     Args:
       path: of the record, which may not be there yet.
       part: that the rows are of.
       rows: new ones.
+      keeps_faults: whether rows of other faults than those of `rows` stay.
     """
     old = json.loads(path.read_text())["rows"] if path.exists() else []
     kept = {name: [row for row in old if row["part"] == name] for name in PARTS}
-    kept[part] = [row | {"part": part, "commit": provenance.commit()} for row in rows]
+    again = {row.get("fault") for row in rows}
+    others = [row for row in kept[part] if keeps_faults and row.get("fault") not in again]
+    kept[part] = others + [row | {"part": part, "commit": provenance.commit()} for row in rows]
     return [row | {"value": float("nan")} if row["value"] is None else row for name in PARTS for row in kept[name]]
 
 
@@ -107,7 +110,7 @@ def main() -> None:
     for part in given.parts:
         rows = RUN[part](given)
         records.show(rows)
-        records.keep(given, "benchmarks.reliability", merge(given.json, part, rows))
+        records.keep(given, "benchmarks.reliability", merge(given.json, part, rows, keeps_faults=bool(given.only)))
 
 
 if __name__ == "__main__":

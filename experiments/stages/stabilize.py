@@ -175,7 +175,7 @@ class _Recorder:
         cycle, epoch = self._cycle, self._epoch
         self._cycle, self._epoch = int(state.cycle), int(state.learning.epoch)
         simulated_ps = self._course[-1]["simulated_ps"] if self._course else 0.0
-        entry = disk.finite(course_entry(info, cycle, simulated_ps + float(info.num_steps) * self._ps_per_step))
+        entry = course_entry(info, cycle, simulated_ps + float(info.num_steps) * self._ps_per_step)
         self._course.append(entry)
         num_cycles = self._settings.num_cycles
         done = cycle + 1 if self._cycle > cycle else cycle + _fraction_of_cycle(self._settings, entry, epoch)
@@ -230,7 +230,7 @@ class _Recorder:
 
 
 def course_entry(info: SimulateInfo | LearnInfo, cycle: int, simulated_ps: float) -> dict:
-    """One point of the course of training, as JSON numbers.
+    """One point of the course of training, as JSON; a number that is not finite is None.
 
     Args:
       info: of the step.
@@ -247,7 +247,7 @@ def course_entry(info: SimulateInfo | LearnInfo, cycle: int, simulated_ps: float
     if isinstance(info, SimulateInfo):
         return entry
     updates = info.updates
-    return (
+    return disk.finite(
         entry
         | _noise(info)
         | {
@@ -291,7 +291,8 @@ def _noise(info: LearnInfo) -> dict:
 def _status(entry: dict, epoch: int) -> str:
     if entry["phase"] == "simulating":
         return "simulating"
-    return f"learning, epoch {epoch + 1}, observable loss {entry['observable_loss']:.4f}"
+    loss = entry["observable_loss"]
+    return f"learning, epoch {epoch + 1}, observable loss {'unknown' if loss is None else f'{loss:.4f}'}"
 
 
 def _fraction_of_cycle(settings: Settings, entry: dict, epoch: int) -> float:
