@@ -189,7 +189,7 @@ def test_other_data_under_the_same_name_are_refused(tmp_path, monkeypatch):
         pipeline.run(config)
     (tmp_path / "run" / "config.json").unlink()
     with np.load(config.data.path) as file:
-        np.savez(config.data.path, **{name: array + 0.5 * (name == "E") for name, array in file.items()})
+        np.savez(config.data.path, **{name: array + 0.5 if name == "E" else array for name, array in file.items()})
     monkeypatch.setattr(pretrain, "run_pretraining", lambda *_, **__: pytest.fail("pretraining goes on"))
     with pytest.raises(ValueError, match="holds another run .the contents of .*mine.npz have changed"):
         pipeline.run(config)

@@ -203,7 +203,7 @@ def test_a_run_in_use_and_other_data_are_refused(finished, tmp_path):
         temperatures.run(config, [350.0])
     config.data.path = str(tmp_path / "mine.npz")
     with np.load(aspirin.DATA) as file:
-        np.savez(config.data.path, **{name: array + 0.5 * (name == "E") for name, array in file.items()})
+        np.savez(config.data.path, **{name: array + 0.5 if name == "E" else array for name, array in file.items()})
     with pytest.raises(ValueError, match="pretrained.npz: expected the data of the run, but the contents of .*mine"):
         temperatures.run(config, [350.0])
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import pipeline, systems
+from experiments import checkpoints, pipeline, systems
 from experiments.configs import water as water_config
 from experiments.configs import water_paper
 from experiments.progress import Progress
