@@ -217,7 +217,7 @@ class RunDirectory:
         """
         checkpoints.save(self.path / STATES / f"{stage}-{number:08}.npz", tree, self._about(about))
         if processes.is_first():
-            numbers = [other for other in self._numbers(stage) if other <= number]
+            numbers = [other for other in self._found(stage) if other <= number]
             for old in numbers[:-NUM_KEPT]:
                 (self.path / STATES / f"{stage}-{old:08}.npz").unlink(missing_ok=True)
         interruption.check()
@@ -252,8 +252,12 @@ class RunDirectory:
         self.progress.resume_at(about["num_lines"])
         return Saved(tree, about)
 
+    def _found(self, stage: str) -> list[int]:
+        """Numbers of the states of a stage, in order, as this process sees them."""
+        return sorted(int(path.stem.rpartition("-")[2]) for path in (self.path / STATES).glob(f"{stage}-*.npz"))
+
     def _numbers(self, stage: str) -> list[int]:
         """Of the states of a stage, in order, as the first process sees them."""
-        found = sorted(int(path.stem.rpartition("-")[2]) for path in (self.path / STATES).glob(f"{stage}-*.npz"))
+        found = self._found(stage)
         count = processes.first(len(found))
         return [processes.first(found[index] if processes.is_first() else 0) for index in range(count)]

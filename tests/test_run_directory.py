@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import checkpoints
+from experiments import checkpoints, processes
 from experiments.run_directory import RunDirectory, differences, hashes
 
 CONFIG = {"seed": 0, "data": {"path": "mine.npz"}, "stable": {"learning_rate": 0.1, "max_epochs": 3}}
@@ -43,6 +44,29 @@ def test_the_newest_good_state_is_used_and_older_ones_are_removed(tmp_path, caps
         assert "stage-00000010.npz is damaged" in capsys.readouterr().out
     (tmp_path / "checkpoints" / "stage-00000002.npz").write_bytes(b"")
     assert opened(tmp_path).state("stage", ZERO) is None
+
+
+def test_saving_asks_other_processes_for_nothing_that_only_the_first_one_does(tmp_path, monkeypatch):
+    """What one of two processes asks alone, both wait for for ever."""
+    asked: list[tuple] = []
+    of_the_first: list[tuple] = []
+
+    def ask(name, value):
+        asked.append((name, of_the_first[len(asked)][1] if of_the_first else value))  # what the first process has
+        return asked[-1][1]
+
+    for name in ("agree", "first", "largest"):
+        monkeypatch.setattr(processes, name, partial(ask, name))
+    for is_first in (True, False):
+        monkeypatch.setattr(processes, "is_first", lambda is_first=is_first: is_first)
+        directory = RunDirectory(tmp_path, MADE_FROM)
+        directory.claim()
+        for number in (1, 2, 3):
+            directory.save_state("stage", number, ZERO)
+        directory.state("stage", ZERO)
+        directory.result("made", ZERO)
+        of_the_first, asked = of_the_first or asked, asked if of_the_first else []
+    assert asked == of_the_first and ("first", 3) in asked
 
 
 @pytest.mark.parametrize(
