@@ -121,8 +121,8 @@ def _trace(plan: Plan, system: System, stages: Stages) -> None:
     """Follow the shapes of arrays through every stage."""
     params = jax.eval_shape(system.problem.potential.init, base.key_for(plan.pretraining.seed, "model"))
     evaluate.shape_of(stages.evaluator, params)
-    starts = system.data.starts(system.data.split.train, plan.num_replicas)
-    state = jax.eval_shape(stages.training.init, base.key_for(plan.training.seed, "stable"), params, starts)
+    start = partial(stabilize.start, plan.training, system, num_replicas=plan.num_replicas, training=stages.training)
+    state = jax.eval_shape(start, params)
     jax.eval_shape(stages.training.simulate, state)
     frames = static_batch(system.problem, plan.training.learning, seed=plan.training.seed, cycle=0, epoch=0)
     jax.eval_shape(partial(stages.training.learn, num_rounds=1), state, frames)
@@ -184,7 +184,8 @@ def _stabilize(
 ) -> tuple[Params, list[dict], System]:
     """StABlE training; its state and course are saved after every step."""
     directory.progress.stage("StABlE training")
-    start = partial(stabilize.start, plan.training, system, params, num_replicas=plan.num_replicas)
+    training = stages.training if system is stages.evaluator.system else None
+    start = partial(stabilize.start, plan.training, system, params, num_replicas=plan.num_replicas, training=training)
     if (made := directory.result("refined", params)) is not None:
         return made.tree, made.about["course"], system.with_num_pairs(made.about["num_pairs"])
     saved = directory.state("stable", jax.eval_shape(start))
@@ -192,7 +193,8 @@ def _stabilize(
         state, course = start(), []
     else:
         state, course = saved.tree, saved.about["course"]
-        system = system.with_num_pairs(saved.about["num_pairs"])
+        longer = system.with_num_pairs(saved.about["num_pairs"])
+        system, training = longer, training if longer is system else None
 
     def save(state: StableState, course: list[dict], system: System) -> None:
         directory.save_state("stable", int(state.num_calls), state, course=course, num_pairs=system.num_pairs)
@@ -206,7 +208,7 @@ def _stabilize(
         save,
         directory.progress,
         failures=TrainingFailures(file),
-        training=stages.training if system is stages.evaluator.system else None,
+        training=training,
     )
     directory.save_result("refined", state.params, course=course, num_pairs=system.num_pairs)
     return jax.tree.map(jnp.asarray, state.params), course, system

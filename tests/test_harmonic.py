@@ -140,6 +140,7 @@ def test_regularization_enters_with_its_weight(finished):
     assert energies != pytest.approx(forces, rel=0.5)
 
 
+@pytest.mark.slow
 def test_one_two_and_four_devices_give_the_same_gradient_subsample_included():
     """Of springs in a box, by the localized estimator from molecules that are chosen among those of all devices."""
     program = [sys.executable, str(ROOT / "tests" / "on_four_devices.py")]

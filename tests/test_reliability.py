@@ -9,6 +9,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -126,6 +127,25 @@ def test_a_process_that_ends_before_is_not_killed(tmp_path):
     timeline = Timeline(["a"] * 8, [0.1 * number for number in range(8)], 0.8)
     assert not kills.kill_at(Moment("a", 6, 0.0), timeline, started, run_dir)
     assert started.finish().code == 0
+
+
+def test_a_report_that_was_done_before_it_was_killed_is_killed_sooner(monkeypatch, tmp_path):
+    tried = []
+
+    def kill_at(moment, *_):
+        tried.append(moment)
+        return moment.stage != kills.REPORT or moment.fraction < 0.2
+
+    runner = SimpleNamespace(folder=tmp_path)
+    runner.start = lambda _: SimpleNamespace(finish=lambda: runs.Outcome(0, "", 1.0))
+    runner.run = lambda _: runs.Outcome(0, "", 1.0)
+    planned = [Moment("a", 1, 0.9), Moment(kills.REPORT, 2, 0.5)]
+    monkeypatch.setattr(kills, "kill_at", kill_at)
+    monkeypatch.setattr(kills, "moments", lambda *_: list(planned))
+    monkeypatch.setattr(kills, "compare", lambda *_: [])
+    rows = kills.run(runner, tmp_path, Timeline(["a", "a"], [0.0, 1.0], 2.0), 2, 0, say=lambda _: None)
+    assert [moment.fraction for moment in tried] == [0.9, 0.5, 0.25, 0.125]
+    assert {row["stage"]: row["value"] for row in rows if row["metric"] == "kills"} == {"a": 1, kills.REPORT: 1}
 
 
 def test_lines_are_seen_as_they_come(tmp_path):

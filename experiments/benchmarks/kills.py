@@ -16,6 +16,9 @@ from experiments.benchmarks.runs import Runner, Started
 REPORT = "report"
 """Name of the stage after the last line of metrics."""
 
+LEAST_FRACTION = 0.01
+"""A report that is done before a smaller fraction of its time is not killed."""
+
 
 class Timeline(NamedTuple):
     """An uninterrupted run: its lines of metrics, and when each of them was there."""
@@ -150,15 +153,21 @@ def run(
     """
     run_dir, killed = runner.folder / "killed", Counter[str]()
     failed, num_warned = list[dict](), 0
-    for moment in moments(timeline.stages, num_kills, np.random.default_rng(seed)):
+    waiting = moments(timeline.stages, num_kills, np.random.default_rng(seed))
+    while waiting:
+        moment = waiting.pop(0)
         started = runner.start(run_dir)
         was_killed = kill_at(moment, timeline, started, run_dir)
         outcome = started.finish()
         num_warned += "persistent compilation cache" in outcome.output
         killed[moment.stage] += was_killed
         say(f"{moment.stage}: {'killed' if was_killed else f'ended with {outcome.code}'} at {moment.num_lines} lines")
-        if not was_killed and outcome.code:
+        if was_killed:
+            continue
+        if outcome.code:
             failed.append(_failed(outcome))
+        elif moment.stage == REPORT and moment.fraction > LEAST_FRACTION:
+            waiting.insert(0, moment._replace(fraction=moment.fraction / 2))  # it was done sooner than before
     outcome = runner.run(run_dir)
     if outcome.code:
         failed.append(_failed(outcome))

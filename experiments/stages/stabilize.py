@@ -74,7 +74,14 @@ def _learning(settings: ConfigDict, system: System) -> Learning:
     )
 
 
-def start(settings: Settings, system: System, params: Params, *, num_replicas: int) -> StableState:
+def start(
+    settings: Settings,
+    system: System,
+    params: Params,
+    *,
+    num_replicas: int,
+    training: stable.StableTraining | None = None,
+) -> StableState:
     """The state at the start of StABlE training, from frames of the training set.
 
     Args:
@@ -82,10 +89,11 @@ def start(settings: Settings, system: System, params: Params, *, num_replicas: i
       system: what is trained.
       params: pretrained.
       num_replicas: R.
+      training: for the system as it is, where it has been built already.
     """
+    training = training or stable.build(system.problem, settings, execution=system.execution)
     position = system.data.starts(system.data.split.train, num_replicas)
-    key = base.key_for(settings.seed, "stable")
-    return stable.init(system.problem, settings, key, params, position, execution=system.execution)
+    return training.init(base.key_for(settings.seed, "stable"), params, position)
 
 
 def run_stable(
