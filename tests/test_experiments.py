@@ -129,6 +129,7 @@ def test_a_dry_run_beside_a_finished_run_says_so_and_touches_nothing(finished, c
         dry_run.run(other)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_in_every_stage_ends_as_if_it_had_not_been(finished, tmp_path, monkeypatch):
     """Stopped once in each stage, each time after a checkpoint and a line of metrics that are not the stage's last."""
     run_dir, record = finished
