@@ -15,6 +15,8 @@ from experiments.data.sources import without_folders
 
 PACKAGES = ("jax", "jaxlib", "jax-md", "flax", "optax", "numpy", "scipy")
 
+RECORDS = "experiments/results"
+"""Folder of records, from the top of the repository."""
 HERE = Path(__file__).resolve().parent
 
 ENVIRONMENT = ("XLA_FLAGS", "GLIBC_TUNABLES")
@@ -54,17 +56,21 @@ def machine() -> dict[str, object]:
 
 
 def commit(folder: Path = HERE) -> str:
-    """The commit of the working tree, marked where it has uncommitted changes; "unknown" outside of git."""
+    """The commit of the working tree, marked where it has uncommitted changes; "unknown" outside of git.
+
+    Records are not code: one that is being renewed is no change.
+    """
     try:
-        run = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=12", "--dirty", "--match="],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        known = _git(folder, "describe", "--always", "--abbrev=12", "--match=")
+        others = ("--", ":(top)", f":(top,exclude){RECORDS}")
+        changed = _git(folder, "status", "--porcelain", "--untracked-files=no", *others)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    return f"{known}-dirty" if changed else known
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    run = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
     return run.stdout.strip()
 
 

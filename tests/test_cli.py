@@ -177,6 +177,27 @@ def test_a_record_says_where_it_comes_from():
     }
 
 
+def test_a_commit_is_marked_where_code_has_changed_and_not_where_a_record_has(tmp_path):
+    def git(*arguments):
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    code, record = tmp_path / "code.py", tmp_path / provenance.RECORDS / "record.json"
+    record.parent.mkdir(parents=True)
+    for path in (code, record):
+        path.write_text("1")
+    assert provenance.commit(tmp_path) == "unknown"
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    clean = provenance.commit(record.parent)
+    assert len(clean) == 12 and clean != "unknown"
+    record.write_text("2")
+    assert provenance.commit(tmp_path) == clean
+    code.write_text("2")
+    assert provenance.commit(record.parent) == f"{clean}-dirty"
+
+
 def test_programs_are_kept_by_kind_of_processor(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     folders = []
