@@ -9,6 +9,7 @@ from . import losses as losses
 from . import metrics as metrics
 from . import models as models
 from . import named as named
+from . import natural as natural
 from . import neighborhoods as neighborhoods
 from . import neighbors as neighbors
 from . import observables as observables

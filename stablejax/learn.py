@@ -16,6 +16,7 @@ from stablejax.boltzmann import boltzmann_value_and_grad
 from stablejax.dynamics import Replica
 from stablejax.guard import Epoch, Guard, GuardState, Verdict
 from stablejax.losses import Labeled, observable_loss
+from stablejax.natural import TrustRegion, natural_gradient
 from stablejax.neighborhoods import balanced_subsample
 from stablejax.parallel import Execution
 from stablejax.problem import Problem
@@ -26,9 +27,12 @@ from stablejax.uncertainty import jackknife_gradient, samples_needed
 from stablejax.updates import (
     Gradients,
     Reuse,
+    Rule,
+    Seen,
     UpdateInfo,
     Updates,
     UpdateState,
+    by_optimizer,
     clipped_sum,
     make_updates,
     weighted_sum,
@@ -36,9 +40,12 @@ from stablejax.updates import (
 
 
 class Optimization(NamedTuple):
-    """Settings of the updates of one epoch."""
+    """Settings of the updates of one epoch.
 
-    optimizer: optax.GradientTransformation  # with the learning rate α
+    With a `TrustRegion` the steps are natural gradients, without λ and clipping.
+    """
+
+    optimizer: optax.GradientTransformation | TrustRegion  # with the learning rate α; or the bounds of steps
     qm_weight: float = 10.0  # λ of Equation 7
     qm_batch_size: int = 100  # frames of the static data set per epoch; all of them if there are fewer
     observable_clip_norm: float = math.inf  # of ∇L_obs before it is added
@@ -68,6 +75,7 @@ class Learning(NamedTuple):
     freeze_above: float = math.inf  # frames count until the criterion exceeds this value, in its unit
     noise: Noise = Noise()
     guard: Guard = Guard()
+    cycle_factor: float = 1.0  # the rate is multiplied by this from cycle to cycle
 
 
 class LearnState(NamedTuple):
@@ -143,9 +151,9 @@ def learn_phase(problem: Problem, engine: Engine, settings: Learning) -> LearnPh
     qm_loss = problem.qm_loss()
 
     def begin(state: LearnState) -> LearnState:
-        return state._replace(
-            plateau=plateau.init(state.updates.params), epoch=jnp.int32(0), guard=guard.begin(state.guard)
-        )
+        begun = guard.begin(state.guard)
+        slower = begun._replace(rate_scale=begun.rate_scale * settings.cycle_factor)
+        return state._replace(plateau=plateau.init(state.updates.params), epoch=jnp.int32(0), guard=slower)
 
     def init(params: Params) -> LearnState:
         first = updates.init(params)
@@ -159,7 +167,8 @@ def learn_phase(problem: Problem, engine: Engine, settings: Learning) -> LearnPh
         replicas, samples, is_valid = _samples(engine, settings, prepared, rewound, num_rounds)
         mask = _counted(problem, key, samples, is_valid)
         rate_scale = state.plateau.scale * settings.rate_schedule(state.epoch) * state.guard.rate_scale
-        updated, update_info = updates.step(state.updates, rate_scale, samples, mask, frames)
+        is_stable = jnp.repeat(~replicas.is_unstable, len(mask) // len(replicas.step))
+        updated, update_info = updates.step(state.updates, rate_scale, Seen(samples, mask, is_stable, frames))
         _, improved = plateau.update(params, state.plateau, value=update_info.observable_loss)
         ratio = signal_to_noise(params, samples, mask, len(replicas.step))
         fraction, num_samples = jnp.mean(replicas.is_unstable), jnp.sum(is_valid)
@@ -213,6 +222,10 @@ def _check(settings: Learning, steps_per_epoch: int) -> None:
         raise ValueError(
             f"`Learning`: expected 0 <= min_unstable < 1 and max_epochs >= 1, got {settings.min_unstable} and "
             f"{settings.max_epochs}: change the settings."
+        )
+    if not 0 < settings.cycle_factor <= 1:
+        raise ValueError(
+            f"`Learning`: expected 0 < cycle_factor <= 1, got {settings.cycle_factor}: choose a smaller one, above 0."
         )
     if settings.noise.wanted_signal_to_noise and settings.noise.num_blocks < 2:
         raise ValueError(
@@ -307,9 +320,6 @@ def _updates_of(problem: Problem, execution: Execution, settings: Optimization) 
         lambda params, samples, mask, weight: value_and_grad(params, samples, mask=mask, weight=weight)
     )
     of_qm_loss = jax.value_and_grad(problem.qm_loss(), has_aux=True)
-    combine = weighted_sum(settings.qm_weight)
-    if math.isfinite(settings.observable_clip_norm):
-        combine = clipped_sum(settings.qm_weight, max_norm=settings.observable_clip_norm)
     energies = sample_energies(
         lambda params, frame: problem.potential.energy(params, frame.position), chunk_size=execution.chunk_size
     )
@@ -320,10 +330,19 @@ def _updates_of(problem: Problem, execution: Execution, settings: Optimization) 
         min_effective_fraction=settings.min_effective_fraction,
     )
     return make_updates(
-        Gradients(observable, of_qm_loss, combine),
-        settings.optimizer,
+        Gradients(observable, of_qm_loss),
+        _rule_of(problem, execution, settings),
         reuse=reuse if settings.max_updates > 1 else None,
     )
+
+
+def _rule_of(problem: Problem, execution: Execution, settings: Optimization) -> Rule:
+    if isinstance(settings.optimizer, TrustRegion):
+        return natural_gradient(problem.potential.energy, settings.optimizer, execution=execution)
+    combine = weighted_sum(settings.qm_weight)
+    if math.isfinite(settings.observable_clip_norm):
+        combine = clipped_sum(settings.qm_weight, max_norm=settings.observable_clip_norm)
+    return by_optimizer(settings.optimizer, combine)
 
 
 def _signal_to_noise(problem: Problem, execution: Execution, settings: Noise) -> Callable:

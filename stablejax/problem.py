@@ -44,6 +44,7 @@ class Problem(NamedTuple):
     force_weight: float = 0.95  # λ_F of Equation 3, per (eV/Å)²
     neighborhoods: Callable[[Frame], Int[Array, "neighborhood member"]] | None = None  # None: the global estimator
     subsample: Subsample | None = None  # None: all neighborhoods count
+    held_out: Labeled | None = None  # frames like those of the static data set that nothing is trained on
 
     def energies(self) -> Callable[[Params, Frame], Float[Array, ""]] | Localized:
         """What the estimator differentiates: the energy of a frame, or those of its neighborhoods (Equation 8)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ class Simulation(NamedTuple):
     steps_per_epoch: int = 2000  # t
     max_unstable: float = 0.75  # f_max: the phase ends when this fraction of the replicas has failed
     max_searches: int | None = None  # training ends after this many times t without reaching f_max; None: no limit
+    target_ratio: float = math.inf  # training ends when replicas are stable this many times as long as at first
+    restarts: bool = False  # every search begins at the first positions; False: where the last phase ended
     table_intervals: int = 1024  # of the tables that replace radial networks in dynamics; 0: exact networks
 
 
@@ -118,6 +121,9 @@ class SimulateState(NamedTuple):
     earlier_checkpoint: Replica  # t steps before that; kept once a replica is frozen
     rewound: Replica  # where every epoch of the learning phase starts
     num_searches: Int[Array, ""]  # simulations of t steps in the present phase
+    start: Positions  # of the first search, Å
+    begun: Int[Array, " replica"]  # steps of each when the present search began
+    first_stable_steps: Float[Array, ""]  # of the first search, see `SimulateInfo`; NaN until it has ended
 
 
 class SimulateInfo(NamedTuple):
@@ -130,6 +136,9 @@ class SimulateInfo(NamedTuple):
     num_overflows: Int[Array, ""]  # replicas paused by a neighbor list that overflowed: repeat from the state before
     starts_learning: Bool[Array, ""]
     gives_up: Bool[Array, ""]  # too few failed within `max_searches`
+    stable_steps: Float[Array, ""]  # mean of a replica until it fails: all steps of the search over its failures
+    reaches_target: Bool[Array, ""]  # `target_ratio`, even if another replica failed now
+    is_best: Bool[Array, ""]  # a search ends that was longer than all before; see `stable.Settings.returns_best`
 
 
 class SimulatePhase(NamedTuple):
@@ -137,6 +146,7 @@ class SimulatePhase(NamedTuple):
 
     init: Callable[[Key, Params, Positions], SimulateState]
     step: Callable[[SimulateState, Params], tuple[SimulateState, SimulateInfo]]
+    begin: Callable[..., SimulateState]  # another search: (state, replicas, checkpoint, params, key)
 
 
 def make_engine(problem: Problem, settings: Simulation, execution: Execution) -> Engine:
@@ -159,6 +169,10 @@ def simulate_phase(engine: Engine, settings: Simulation) -> SimulatePhase:
     every replica is rewound by t steps, exactly: a frozen one by replaying, from the earlier checkpoint, up to t steps
     before its violation. None is rewound to before the start of the present simulation phase.
 
+    The mean number of steps until a failure is estimated as for a constant hazard, all steps over the number of
+    failures. A search ends training when the estimate reaches `target_ratio` times that of the first search, with one
+    failure more than there were.
+
     Args:
       engine: see `make_engine`.
       settings: f_max and the budget.
@@ -172,17 +186,39 @@ def simulate_phase(engine: Engine, settings: Simulation) -> SimulatePhase:
             "`Simulation`: expected steps_per_epoch >= 1, 0 < max_unstable <= 1 and max_searches >= 1, got "
             f"{settings.steps_per_epoch}, {settings.max_unstable} and {most}: change the settings."
         )
+    if not settings.target_ratio > 1:
+        raise ValueError(f"`Simulation`: expected target_ratio > 1, got {settings.target_ratio}: choose a larger one.")
 
     def init(key: Key, params: Params, position: Positions) -> SimulateState:
         replicas = engine.start(engine.prepare(params), key, position)
-        return SimulateState(replicas, replicas, replicas, replicas, jnp.int32(0))
+        unknown = jnp.full((), jnp.nan, jnp.result_type(float))
+        return SimulateState(
+            replicas, replicas, replicas, replicas, jnp.int32(0), position, jnp.copy(replicas.step), unknown
+        )
+
+    def begin(state: SimulateState, replicas: Replica, checkpoint: Replica, params: Params, key: Key) -> SimulateState:
+        if settings.restarts:
+            replicas = checkpoint = engine.start(engine.prepare(params), key, state.start)
+        return state._replace(
+            replicas=replicas,
+            checkpoint=checkpoint,
+            earlier_checkpoint=checkpoint,
+            num_searches=jnp.int32(0),
+            begun=replicas.step,
+        )
 
     def step(state: SimulateState, params: Params) -> tuple[SimulateState, SimulateInfo]:
         prepared, is_active = engine.prepare(params), ~state.replicas.is_frozen
         earlier_checkpoint = select(is_active, state.checkpoint, state.earlier_checkpoint)
         replicas = engine.run(prepared, state.replicas)
         fraction = jnp.mean(replicas.is_unstable)
-        starts_learning, num_searches = fraction >= settings.max_unstable, state.num_searches + 1
+        num_searches = state.num_searches + 1
+        stable_steps, reaches_target = estimate(state, replicas)
+        starts_learning = (fraction >= settings.max_unstable) & ~reaches_target
+        gives_up = reaches_target | (~starts_learning & (num_searches >= (jnp.inf if most is None else most)))
+        first = jnp.where(
+            jnp.isnan(state.first_stable_steps) & (starts_learning | gives_up), stable_steps, state.first_stable_steps
+        )
 
         def rewind():
             target = jnp.maximum(replicas.step - settings.steps_per_epoch, earlier_checkpoint.step)
@@ -196,11 +232,28 @@ def simulate_phase(engine: Engine, settings: Simulation) -> SimulatePhase:
             num_quarantined=jnp.sum(~replicas.is_finite),
             num_overflows=num_overflows(engine, replicas, rewound),
             starts_learning=starts_learning,
-            gives_up=~starts_learning & (num_searches >= (jnp.inf if most is None else most)),
+            gives_up=gives_up,
+            stable_steps=stable_steps,
+            reaches_target=reaches_target,
+            is_best=jnp.bool(False),
         )
-        return SimulateState(replicas, state.replicas, earlier_checkpoint, rewound, num_searches), info
+        moved = state._replace(
+            replicas=replicas,
+            checkpoint=state.replicas,
+            earlier_checkpoint=earlier_checkpoint,
+            rewound=rewound,
+            num_searches=num_searches,
+            first_stable_steps=first,
+        )
+        return moved, info
 
-    return SimulatePhase(init, step)
+    def estimate(state: SimulateState, replicas: Replica) -> tuple[Float[Array, ""], Bool[Array, ""]]:
+        total = jnp.sum((replicas.step - state.begun).astype(state.first_stable_steps.dtype))
+        num_failed = jnp.sum(replicas.is_unstable)
+        reaches_target = total / (num_failed + 1) >= settings.target_ratio * state.first_stable_steps
+        return total / jnp.maximum(num_failed, 1), reaches_target
+
+    return SimulatePhase(init, step, begin)
 
 
 def num_overflows(engine: Engine, *some: Replica) -> Int[Array, ""]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from stablejax.losses import Labeled
 from stablejax.parallel import ONE_DEVICE, Execution
 from stablejax.problem import Problem, check_problem
 from stablejax.simulate import SimulateInfo, SimulateState, Simulation, make_engine, simulate_phase
-from stablejax.types import Array, Int, Key, Params, Positions
+from stablejax.types import Array, Bool, Float, Int, Key, Params, Positions
 
 SIMULATE, LEARN, FINISHED = 0, 1, 2
 """Phases."""
@@ -30,6 +31,16 @@ class Settings(NamedTuple):
     learning: Learning
     num_cycles: int = 4  # of simulation and learning, at the most
     seed: int = 0  # of the batches of the static data set
+    returns_best: bool = False  # another search follows the last cycle, and the best parameters are returned
+    max_held_out_error: float = math.inf  # force MAE on the held-out frames, over that at the start, of the best
+
+
+class Best(NamedTuple):
+    """Parameters with which replicas are stable for longest in a search, of those within the bound of the error."""
+
+    params: Params
+    stable_steps: Float[Array, ""]  # see `SimulateInfo`; -inf until the first search has ended
+    first_error: Float[Array, ""]  # force MAE on the held-out frames at the start, eV/Å; NaN until then
 
 
 class StableState(NamedTuple):
@@ -41,6 +52,7 @@ class StableState(NamedTuple):
     num_calls: Int[Array, ""]  # steps of either phase
     phase: Int[Array, ""]  # SIMULATE, LEARN or FINISHED
     cycle: Int[Array, ""]  # completed cycles
+    best: Best
 
     @property
     def params(self) -> Params:
@@ -73,30 +85,76 @@ def stable_training(problem: Problem, settings: Settings, *, execution: Executio
             "`stable_training`: expected min_unstable < max_unstable, got "
             f"{settings.learning.min_unstable} and {settings.simulation.max_unstable}: a phase would end at once."
         )
+    if math.isfinite(settings.max_held_out_error) and problem.held_out is None:
+        raise ValueError(
+            "`stable_training`: `max_held_out_error` needs frames to measure it on: set `held_out` of the problem."
+        )
     engine = make_engine(problem, settings.simulation, execution)
     simulation = simulate_phase(engine, settings.simulation)
     learning = learn_phase(problem, engine, settings.learning)
 
     def init(key: Key, params: Params, position: Positions) -> StableState:
         first = simulation.init(key, params, position)
-        zero = jnp.int32(0)
-        return StableState(first, learning.init(params), jax.random.fold_in(key, 1), zero, jnp.int32(SIMULATE), zero)
+        zero, unknown = jnp.int32(0), jnp.full((), jnp.nan, jnp.result_type(float))
+        best = Best(jax.tree.map(jnp.copy, params), jnp.full_like(unknown, -jnp.inf), unknown)
+        return StableState(
+            first, learning.init(params), jax.random.fold_in(key, 1), zero, jnp.int32(SIMULATE), zero, best
+        )
 
     def simulate(state: StableState) -> tuple[StableState, SimulateInfo]:
         simulated, info = simulation.step(state.simulation, state.params)
         phase = jnp.where(info.starts_learning, LEARN, jnp.where(info.gives_up, FINISHED, SIMULATE))
-        moved = state._replace(simulation=simulated, num_calls=state.num_calls + 1, phase=phase.astype(jnp.int32))
-        return moved, info
+        moved = state._replace(simulation=simulated, num_calls=state.num_calls + 1)
+        if not settings.returns_best:
+            return moved._replace(phase=phase.astype(jnp.int32)), info
+        best, is_best = jax.lax.cond(
+            info.starts_learning | info.gives_up, compared, lambda *_: (state.best, jnp.bool(False)), state, info
+        )
+        is_over = (phase == FINISHED) | ((phase == LEARN) & (state.cycle >= settings.num_cycles))
+        chosen = jax.tree.map(lambda a, b: jnp.where(is_over, a, b), best.params, state.params)
+        learned = state.learning._replace(updates=state.learning.updates._replace(params=chosen))
+        phase = jnp.where(is_over, FINISHED, phase).astype(jnp.int32)
+        return moved._replace(phase=phase, best=best, learning=learned), info._replace(is_best=is_best)
+
+    def compared(state: StableState, info: SimulateInfo) -> tuple[Best, Bool[Array, ""]]:
+        """The best so far, and whether it is that of the search that has just ended."""
+        error = jnp.zeros_like(state.best.first_error)
+        if problem.held_out is not None:
+            error = jnp.asarray(qm_loss(state.params, problem.held_out)[1].force_mae, error.dtype)
+        is_first = jnp.isnan(state.best.first_error)
+        first_error = jnp.where(is_first, error, state.best.first_error)
+        is_within = is_first | ~(error > settings.max_held_out_error * first_error)
+        is_best = is_within & (info.stable_steps > state.best.stable_steps)
+        params, steps = jax.tree.map(
+            lambda a, b: jnp.where(is_best, a, b),
+            (state.params, info.stable_steps.astype(state.best.stable_steps.dtype)),
+            (state.best.params, state.best.stable_steps),
+        )
+        return Best(params, steps, first_error), is_best
+
+    qm_loss = problem.qm_loss()
 
     def learn(state: StableState, frames: Labeled, *, num_rounds: int = 1) -> tuple[StableState, LearnInfo]:
         key = jax.random.fold_in(state.key, state.num_calls)
         learned, info = learning.step(state.learning, state.simulation.rewound, frames, key, num_rounds=num_rounds)
         assert info.endpoints is not None
         moved = state._replace(learning=learned, num_calls=state.num_calls + 1)
-        following = _next_cycle(moved._replace(learning=learning.begin(learned)), info.endpoints, settings.num_cycles)
+        following = next_cycle(moved._replace(learning=learning.begin(learned)), info.endpoints, key)
         chosen = jax.tree.map(lambda a, b: jnp.where(info.ends_cycle, a, b), following, moved)
         chosen = chosen._replace(phase=jnp.where(info.gives_up, FINISHED, chosen.phase).astype(jnp.int32))
         return chosen, info._replace(endpoints=None)
+
+    def next_cycle(state: StableState, ends: Endpoints, key: Key) -> StableState:
+        """Stable replicas continue from their endpoints; unstable ones are inactive, with a checkpoint before failure.
+
+        Or all begin again.
+        """
+        cycle = state.cycle + 1
+        replicas = ends.replicas._replace(is_frozen=ends.replicas.is_unstable)
+        begun = simulation.begin(state.simulation, replicas, ends.checkpoint, state.params, jax.random.fold_in(key, 1))
+        is_over = (cycle >= settings.num_cycles) & (not settings.returns_best)
+        phase = jnp.where(is_over, FINISHED, SIMULATE).astype(jnp.int32)
+        return state._replace(simulation=begun, cycle=cycle, phase=phase)
 
     return StableTraining(init, simulate, learn)
 
@@ -201,17 +259,3 @@ def run(
         if on_step is not None:
             on_step(state, result[1])
     return state
-
-
-def _next_cycle(state: StableState, ends: Endpoints, num_cycles: int) -> StableState:
-    """Stable replicas continue from their endpoints; unstable ones are inactive, with a checkpoint before failure."""
-    cycle = state.cycle + 1
-    simulation = SimulateState(
-        ends.replicas._replace(is_frozen=ends.replicas.is_unstable),
-        ends.checkpoint,
-        ends.checkpoint,
-        state.simulation.rewound,
-        jnp.int32(0),
-    )
-    phase = jnp.where(cycle >= num_cycles, FINISHED, SIMULATE).astype(jnp.int32)
-    return state._replace(simulation=simulation, cycle=cycle, phase=phase)

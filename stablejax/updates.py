@@ -17,7 +17,7 @@ from stablejax.uncertainty import cosine
 
 
 class UpdateState(NamedTuple):
-    """Parameters and the state of their optimizer."""
+    """Parameters and the state of the rule that changes them."""
 
     params: Params
     optimizer: Any
@@ -35,6 +35,17 @@ class UpdateInfo(NamedTuple):
     num_updates: Int[Array, ""]  # 0: gradient, update or parameters were not finite; parameters kept
     used_observable: Bool[Array, ""]  # False: fewer than 2 samples counted, the step is that of L_QM alone
     effective_fraction: Float[Array, ""]  # N_eff/N of the samples at the last parameters that were evaluated
+    force_change: Float[Array, ""]  # eV/Å, rms over the anchors, of the last update; NaN for rules without
+    energy_change: Float[Array, ""]  # eV, likewise
+
+
+class Seen(NamedTuple):
+    """What an epoch gives to learn from."""
+
+    samples: Any  # of the simulation, a pytree [sample, ...]
+    mask: Bool[Array, "sample *neighborhood"]  # which count
+    is_stable: Bool[Array, " sample"]  # which are of replicas that did not fail in the epoch
+    frames: Labeled  # of the static data set
 
 
 class Gradients(NamedTuple):
@@ -42,7 +53,34 @@ class Gradients(NamedTuple):
 
     observable: Callable[..., tuple[Float[Array, ""], Params]]  # (params, samples, mask, weight)
     qm: Callable[[Params, Labeled], tuple[tuple[Float[Array, ""], LabelErrors], Params]]
-    combine: Callable[[Params, Params], Params]  # (∇L_obs, ∇L_QM) -> gradient that is used; see `weighted_sum`
+
+
+class Evaluated(NamedTuple):
+    """Both losses and their gradients, of one set of parameters."""
+
+    observable_loss: Float[Array, ""]
+    observable_gradient: Params
+    qm_loss: Float[Array, ""]
+    qm_errors: LabelErrors
+    qm_gradient: Params
+    has_observable: Bool[Array, ""]  # False: fewer than 2 samples count, so that L_obs has no gradient
+
+
+class Step(NamedTuple):
+    """What a rule makes of gradients."""
+
+    change: Params
+    state: Any
+    gradient: Params  # that the change follows from
+    force_change: Float[Array, ""]  # see `UpdateInfo`
+    energy_change: Float[Array, ""]
+
+
+class Rule(NamedTuple):
+    """`init(params) -> state` and `step(state, params, evaluated, seen, rate_scale) -> Step`."""
+
+    init: Callable[[Params], Any]
+    step: Callable[[Any, Params, Evaluated, Seen, Float[Array, ""]], Step]
 
 
 class Reuse(NamedTuple):
@@ -55,10 +93,10 @@ class Reuse(NamedTuple):
 
 
 class Updates(NamedTuple):
-    """`init(params) -> state` and `step(state, rate_scale, samples, mask, frames) -> (state, info)`."""
+    """`init(params) -> state` and `step(state, rate_scale, seen) -> (state, info)`."""
 
     init: Callable[[Params], UpdateState]
-    step: Callable[..., tuple[UpdateState, UpdateInfo]]
+    step: Callable[[UpdateState, Float[Array, ""], Seen], tuple[UpdateState, UpdateInfo]]
 
 
 class _Moving(NamedTuple):
@@ -66,6 +104,8 @@ class _Moving(NamedTuple):
     num_updates: Int[Array, ""]
     effective_fraction: Float[Array, ""]
     is_going: Bool[Array, ""]
+    force_change: Float[Array, ""]
+    energy_change: Float[Array, ""]
 
 
 def weighted_sum(qm_weight: float) -> Callable[[Params, Params], Params]:
@@ -92,85 +132,106 @@ def clipped_sum(qm_weight: float, *, max_norm: float) -> Callable[[Params, Param
     return combine
 
 
-def make_updates(
-    gradients: Gradients, optimizer: optax.GradientTransformation, *, reuse: Reuse | None = None
-) -> Updates:
+def by_optimizer(optimizer: optax.GradientTransformation, combine: Callable[[Params, Params], Params]) -> Rule:
+    """The rule of Equation 7: an optimizer's step along the sum of both gradients.
+
+    Args:
+      optimizer: optax transformation, with the learning rate.
+      combine: (∇L_obs, ∇L_QM) -> gradient that is used; see `weighted_sum` and `clipped_sum`.
+    """
+    unknown = jnp.float32(jnp.nan)
+
+    def step(state, params, evaluated: Evaluated, _: Seen, rate_scale) -> Step:
+        # Chosen after they are combined: before, XLA rounds the gradient differently.
+        nothing = jax.tree.map(jnp.zeros_like, evaluated.observable_gradient)
+        both, alone = (combine(some, evaluated.qm_gradient) for some in (evaluated.observable_gradient, nothing))
+        gradient = jax.tree.map(lambda a, b: jnp.where(evaluated.has_observable, a, b), both, alone)
+        updates, state = optimizer.update(gradient, state, params)
+        updates = jax.tree.map(lambda u: u * rate_scale.astype(u.dtype), updates)
+        return Step(updates, state, gradient, unknown, unknown)
+
+    return Rule(optimizer.init, step)
+
+
+def make_updates(gradients: Gradients, rule: Rule, *, reuse: Reuse | None = None) -> Updates:
     """From samples to new parameters.
 
     Args:
-      gradients: of L_obs by the estimator, of L_QM on the static data set, and how they are combined.
-      optimizer: optax transformation, with the learning rate.
+      gradients: of L_obs by the estimator, of L_QM on the static data set.
+      rule: what is made of them; see `by_optimizer` and `natural.natural_gradient`.
       reuse: further updates from the same samples. None: one update, as in the paper.
 
     Returns:
-      `init` and `step`, with `samples` a pytree [sample, ...], `mask` [sample] or [sample, neighborhood], and
-      `rate_scale` a factor on the update.
+      `init` and `step`, with a factor `rate_scale` on the update.
       A gradient, an update or parameters after it that are not finite change nothing. Fewer than 2 samples that count
       give no gradient of L_obs: the step is that of L_QM alone.
     """
 
-    def update(moving: _Moving, evaluated, rate_scale, has_observable) -> _Moving:
-        (_, observable_gradient), (_, qm_gradient) = evaluated
+    def evaluate(params, weight, seen: Seen) -> Evaluated:
+        observable_loss, observable_gradient = gradients.observable(params, seen.samples, seen.mask, weight)
+        (qm_loss, qm_errors), qm_gradient = gradients.qm(params, seen.frames)
+        has_observable = jnp.sum(seen.mask) >= 2
+        return Evaluated(observable_loss, observable_gradient, qm_loss, qm_errors, qm_gradient, has_observable)
+
+    def update(moving: _Moving, evaluated: Evaluated, seen: Seen, rate_scale) -> _Moving:
         state = moving.state
-        # Chosen after they are combined: before, XLA rounds the gradient differently.
-        nothing = jax.tree.map(jnp.zeros_like, observable_gradient)
-        both, alone = (gradients.combine(some, qm_gradient) for some in (observable_gradient, nothing))
-        gradient = jax.tree.map(lambda a, b: jnp.where(has_observable, a, b), both, alone)
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
-        updates = jax.tree.map(lambda u: u * rate_scale.astype(u.dtype), updates)
-        new = UpdateState(optax.apply_updates(state.params, updates), optimizer_state)
+        made = rule.step(state.optimizer, state.params, evaluated, seen, rate_scale)
+        new = UpdateState(optax.apply_updates(state.params, made.change), made.state)
         is_finite = jnp.bool(True)
-        for tree in (gradient, updates, new.params):
+        for tree in (made.gradient, made.change, new.params):
             is_finite &= jnp.isfinite(optax.tree.norm(tree))
         kept = jax.tree.map(lambda a, b: jnp.where(is_finite, a, b), new, state)
-        is_going = is_finite & has_observable
-        return moving._replace(state=kept, num_updates=moving.num_updates + is_finite, is_going=is_going)
+        return moving._replace(
+            state=kept,
+            num_updates=moving.num_updates + is_finite,
+            is_going=is_finite & evaluated.has_observable,
+            force_change=made.force_change,
+            energy_change=made.energy_change,
+        )
 
-    def all_gradients(params, samples, mask, weight, frames):
-        return gradients.observable(params, samples, mask, weight), gradients.qm(params, frames)
-
-    def reused(moving: _Moving, reuse: Reuse, sampled_energy, rate_scale, samples, mask, frames) -> _Moving:
+    def reused(moving: _Moving, reuse: Reuse, sampled_energy, seen: Seen, rate_scale) -> _Moving:
+        mask = seen.mask
         is_counted = mask if mask.ndim == 1 else jnp.any(mask, axis=1)
-        energy = reuse.energies_fn(moving.state.params, samples)
+        energy = reuse.energies_fn(moving.state.params, seen.samples)
         weight = perturbation_weights(jnp.where(is_counted, energy, jnp.inf), sampled_energy, kT=reuse.kT)
         fraction = effective_sample_size(weight) / jnp.sum(is_counted)
 
         def again():
-            evaluated = all_gradients(moving.state.params, samples, mask, weight, frames)
-            return update(moving, evaluated, rate_scale, jnp.bool(True))
+            return update(moving, evaluate(moving.state.params, weight, seen), seen, rate_scale)
 
         is_worth_it = fraction >= reuse.min_effective_fraction
         moved = lax.cond(is_worth_it, again, lambda: moving._replace(is_going=jnp.bool(False)))
         return moved._replace(effective_fraction=fraction)
 
-    def step(state: UpdateState, rate_scale, samples: Any, mask, frames: Labeled) -> tuple[UpdateState, UpdateInfo]:
-        ones = jnp.ones(len(mask), jnp.result_type(float))
-        start = _Moving(state, jnp.int32(0), jnp.float32(1), jnp.bool(True))
-        evaluated = all_gradients(state.params, samples, mask, ones, frames)
-        has_observable = jnp.sum(mask) >= 2
-        moving = update(start, evaluated, rate_scale, has_observable)
+    def step(state: UpdateState, rate_scale, seen: Seen) -> tuple[UpdateState, UpdateInfo]:
+        ones = jnp.ones(len(seen.mask), jnp.result_type(float))
+        unknown = jnp.float32(jnp.nan)
+        start = _Moving(state, jnp.int32(0), jnp.float32(1), jnp.bool(True), unknown, unknown)
+        evaluated = evaluate(state.params, ones, seen)
+        moving = update(start, evaluated, seen, rate_scale)
         if reuse is not None:
-            sampled_energy = reuse.energies_fn(state.params, samples)
+            sampled_energy = reuse.energies_fn(state.params, seen.samples)
             moving = lax.while_loop(
                 lambda m: m.is_going & (m.num_updates < reuse.max_updates),
-                lambda m: reused(m, reuse, sampled_energy, rate_scale, samples, mask, frames),
+                lambda m: reused(m, reuse, sampled_energy, seen, rate_scale),
                 moving,
             )
-        return moving.state, _info(evaluated, moving, has_observable)
+        return moving.state, _info(evaluated, moving)
 
-    return Updates(lambda params: UpdateState(params, optimizer.init(params)), step)
+    return Updates(lambda params: UpdateState(params, rule.init(params)), step)
 
 
-def _info(evaluated, moving: _Moving, has_observable) -> UpdateInfo:
-    (observable_loss, observable_gradient), ((qm_loss, qm_errors), qm_gradient) = evaluated
+def _info(evaluated: Evaluated, moving: _Moving) -> UpdateInfo:
     return UpdateInfo(
-        observable_loss=observable_loss,
-        qm_loss=qm_loss,
-        qm_errors=qm_errors,
-        observable_gradient_norm=optax.tree.norm(observable_gradient),
-        qm_gradient_norm=optax.tree.norm(qm_gradient),
-        gradient_cosine=cosine(observable_gradient, qm_gradient),
+        observable_loss=evaluated.observable_loss,
+        qm_loss=evaluated.qm_loss,
+        qm_errors=evaluated.qm_errors,
+        observable_gradient_norm=optax.tree.norm(evaluated.observable_gradient),
+        qm_gradient_norm=optax.tree.norm(evaluated.qm_gradient),
+        gradient_cosine=cosine(evaluated.observable_gradient, evaluated.qm_gradient),
         num_updates=moving.num_updates,
-        used_observable=has_observable,
+        used_observable=evaluated.has_observable,
         effective_fraction=moving.effective_fraction,
+        force_change=moving.force_change,
+        energy_change=moving.energy_change,
     )

@@ -51,6 +51,7 @@ ORDER = (
     "losses",
     "pretrain",
     "updates",
+    "natural",
     "problem",
     "simulate",
     "guard",

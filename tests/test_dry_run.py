@@ -94,7 +94,7 @@ def dry_main(monkeypatch, capsys):
         ({"stable.steps_per_frame": 7}, "config.stable.steps_per_frame has to divide"),  # the config
         ({"data.path": "nowhere.npz"}, "nowhere.npz: no such file"),  # the data
         ({"pretrain.batch_size": 3}, "config.pretrain.batch_size = 3 cannot be sharded"),  # a stage
-        ({"stable.optimizer": "lion"}, "config.stable.optimizer has to be sgd or adam"),
+        ({"stable.optimizer": "lion"}, "config.stable.optimizer has to be sgd, adam or natural"),
     ],
 )
 def test_what_a_run_would_refuse_is_one_sentence(changes, message, dry_main, tmp_path):

@@ -213,7 +213,7 @@ def test_a_damaged_result_is_made_again_from_the_state_before_it(finished, tmp_p
     ("change", "message"),
     [
         (("md", "thermostat", "csvr"), "has to be one of langevin, nose_hoover, got 'csvr'"),
-        (("stable", "optimizer", "lion"), "has to be sgd or adam, got 'lion'"),
+        (("stable", "optimizer", "lion"), "has to be sgd, adam or natural, got 'lion'"),
         (("pretrain", "schedule", "linear"), "has to be constant, cosine or plateau, got 'linear'"),
         (("evaluate", "frame_spacing_fs", 10.3), "config.evaluate.frame_spacing_fs has to be an integer multiple"),
         (("data", "num_train", 100_000), "asked for 100000 training"),

@@ -153,7 +153,9 @@ def test_best_parameters_are_those_of_the_most_stable_epoch_then_of_the_lowest_l
         before = guard.UpdateState(jnp.float32(k), ())
         state = state or guard.init(before)
         zero = jnp.float32(0.1)
-        info = guard.UpdateInfo(jnp.float32(loss), zero, guard_errors(), zero, zero, zero, jnp.int32(1), True, zero)
+        info = guard.UpdateInfo(
+            jnp.float32(loss), zero, guard_errors(), zero, zero, zero, jnp.int32(1), True, zero, zero, zero
+        )
         after = guard.UpdateState(jnp.float32(k + 1), ())
         epoch = guard.Epoch(before, after, FRAMES, jnp.float32(fraction), jnp.int32(4), info)
         state, fault = guard.note(Guard(), state, epoch)

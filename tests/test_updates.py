@@ -11,7 +11,7 @@ import pytest
 from stablejax import boltzmann_value_and_grad, updates
 from stablejax.losses import Labeled, LabelErrors
 from stablejax.reweighting import effective_sample_size, perturbation_weights
-from stablejax.updates import Gradients, Reuse, make_updates, weighted_sum
+from stablejax.updates import Gradients, Reuse, Seen, by_optimizer, make_updates, weighted_sum
 
 KT = 0.7
 MASK = np.arange(60) % 6 != 0
@@ -43,14 +43,18 @@ def samples():
 
 
 def make(optimizer, observable=observable_grad, qm=qm_loss, qm_weight=2.0, **reuse):
-    gradients = Gradients(observable, jax.value_and_grad(qm, has_aux=True), weighted_sum(qm_weight))
+    gradients = Gradients(observable, jax.value_and_grad(qm, has_aux=True))
     again = Reuse(energies_fn=energies, kT=KT, **reuse) if reuse else None
-    return make_updates(gradients, optimizer, reuse=again)
+    return make_updates(gradients, by_optimizer(optimizer, weighted_sum(qm_weight)), reuse=again)
+
+
+def seen(mask=MASK):
+    return Seen(samples(), mask, np.ones(60, bool), NO_FRAMES)
 
 
 def step(rate, **reuse):
     made = make(optax.sgd(rate), **reuse)
-    state, info = jax.jit(made.step)(made.init(jnp.float32(1.3)), jnp.float32(1), samples(), MASK, NO_FRAMES)
+    state, info = jax.jit(made.step)(made.init(jnp.float32(1.3)), jnp.float32(1), seen())
     return state.params, info
 
 
@@ -89,7 +93,7 @@ def test_reuse_stops_where_the_samples_are_worth_too_little():
 def test_masks_of_neighborhoods_are_reused_by_sample():
     """A sample counts where any of its neighborhoods does; weights are those of the energy of the whole sample."""
     made = make(optax.sgd(0.5), max_updates=3, min_effective_fraction=0.1)
-    expected, plain = jax.jit(made.step)(made.init(jnp.float32(1.3)), jnp.float32(1), samples(), MASK, NO_FRAMES)
+    expected, plain = jax.jit(made.step)(made.init(jnp.float32(1.3)), jnp.float32(1), seen())
 
     def observable(k, position, mask, weight):
         assert mask.shape == (60, 2)
@@ -97,7 +101,7 @@ def test_masks_of_neighborhoods_are_reused_by_sample():
 
     made = make(optax.sgd(0.5), observable=observable, max_updates=3, min_effective_fraction=0.1)
     mask = np.stack([MASK, np.zeros(60, bool)], axis=1)
-    found, info = jax.jit(made.step)(made.init(jnp.float32(1.3)), jnp.float32(1), samples(), mask, NO_FRAMES)
+    found, info = jax.jit(made.step)(made.init(jnp.float32(1.3)), jnp.float32(1), seen(mask))
     assert float(found.params) == pytest.approx(float(expected.params), rel=1e-6)
     assert float(info.effective_fraction) == pytest.approx(float(plain.effective_fraction), rel=1e-6)
 
@@ -116,13 +120,13 @@ def test_without_reuse_it_is_one_step_and_says_what_it_saw():
 
 def test_norms_are_those_of_each_gradient():
     """Of two parameters, so that a norm is not an entry, and L_QM's is not L_obs's."""
-    seen = jnp.float32(1), jnp.array([3.0, 4.0])
+    known = jnp.float32(1), jnp.array([3.0, 4.0])
 
     def qm(params, frames):
         return jnp.sum(jnp.array([5.0, 12.0]) * params), LabelErrors(jnp.float32(0), jnp.float32(0))
 
-    made = make(optax.sgd(0.1), observable=lambda *_: seen, qm=qm)
-    _, info = made.step(made.init(jnp.zeros(2)), jnp.float32(1), samples(), MASK, NO_FRAMES)
+    made = make(optax.sgd(0.1), observable=lambda *_: known, qm=qm)
+    _, info = made.step(made.init(jnp.zeros(2)), jnp.float32(1), seen())
     assert (float(info.observable_gradient_norm), float(info.qm_gradient_norm)) == (5.0, 13.0)
     assert float(info.gradient_cosine) == pytest.approx(63 / 65)
 
@@ -133,7 +137,7 @@ def test_update_is_the_gradient_step_of_equation_seven():
 
     made = make(optax.sgd(1e-3), observable=lambda *_: (jnp.float32(1), jnp.float32(3)), qm=qm, qm_weight=10.0)
     for rate_scale in (1.0, 0.5):
-        state, _ = made.step(made.init(jnp.float32(5)), jnp.float32(rate_scale), samples(), MASK, NO_FRAMES)
+        state, _ = made.step(made.init(jnp.float32(5)), jnp.float32(rate_scale), seen())
         assert float(state.params) == pytest.approx(5.0 - rate_scale * 1e-3 * (3 + 10 * 2 * 5.0))
 
 
@@ -143,16 +147,16 @@ def test_a_gradient_that_is_not_finite_leaves_parameters_and_optimizer_and_ends_
     broken = lambda *_: (jnp.float32(jnp.nan), jnp.float32(jnp.nan))  # noqa: E731
     optimizer = optax.adam(0.1)
     good = make(optimizer)
-    before, _ = good.step(good.init(jnp.float32(1.3)), jnp.float32(1), samples(), MASK, NO_FRAMES)
+    before, _ = good.step(good.init(jnp.float32(1.3)), jnp.float32(1), seen())
     made = make(optimizer, observable=broken, **reuse)
-    after, info = jax.jit(made.step)(before, jnp.float32(1), samples(), MASK, NO_FRAMES)
+    after, info = jax.jit(made.step)(before, jnp.float32(1), seen())
     assert int(info.num_updates) == 0
     jax.tree.map(np.testing.assert_array_equal, after, before)
 
 
 def test_an_update_that_is_not_finite_changes_nothing_either():
     made = make(optax.sgd(jnp.nan))
-    state, info = made.step(made.init(jnp.float32(1.3)), jnp.float32(1), samples(), MASK, NO_FRAMES)
+    state, info = made.step(made.init(jnp.float32(1.3)), jnp.float32(1), seen())
     assert (int(info.num_updates), float(state.params)) == (0, pytest.approx(1.3))
 
 

@@ -39,7 +39,7 @@ CONSTRAINTS: dict[str, Constraint] = {
                 "data.num_train data.num_validation data.num_test pretrain.num_steps pretrain.batch_size "
                 "pretrain.plateau_patience pretrain.steps_per_validation stable.num_replicas stable.steps_per_epoch "
                 "stable.steps_per_frame stable.num_cycles stable.max_epochs stable.max_updates stable.max_rounds "
-                "stable.plateau_patience stable.qm_batch_size evaluate.num_replicas "
+                "stable.plateau_patience stable.qm_batch_size stable.num_iterations evaluate.num_replicas "
                 "observable.molecules_per_neighborhood observable.per_bin "
                 "model.num_features model.num_filters model.num_blocks model.num_gaussians model.num_layers "
                 "model.num_basis model.radial_width model.atom_size model.edge_size model.triplet_size "
@@ -52,7 +52,7 @@ CONSTRAINTS: dict[str, Constraint] = {
                 "seed host_devices cluster.num_processes cluster.process data.num_reference md.table_intervals "
                 "md.replica_batch stable.max_rollbacks stable.max_failures stable.jackknife_blocks "
                 "evaluate.max_failures evaluate.trajectory "
-                "stable.estimator_chunk observable.num_bins "
+                "stable.estimator_chunk stable.num_anchors observable.num_bins "
                 "model.max_degree"
             ),
         ),
@@ -60,7 +60,8 @@ CONSTRAINTS: dict[str, Constraint] = {
             POSITIVE,
             (
                 "data.max_gigabytes pretrain.learning_rate pretrain.clip_norm md.temperature_K md.timestep_fs "
-                "md.damping_time_fs md.skin_A stable.learning_rate stable.max_simulation_ps "
+                "md.damping_time_fs md.skin_A stable.learning_rate stable.max_change stable.max_qm_loss stable.damping "
+                "stable.max_simulation_ps "
                 "stability.train_threshold_A stability.learn_threshold_A stability.evaluate_threshold_A "
                 "stability.evaluate_threshold "
                 "stability.window_ps stability.look_fs stability.bond_threshold_A observable.stop_A observable.width_A "
@@ -74,11 +75,12 @@ CONSTRAINTS: dict[str, Constraint] = {
             (
                 "pretrain.energy_weight pretrain.force_weight stable.observable_clip_norm stable.clip_norm "
                 "stable.qm_weight stable.wanted_signal_to_noise observable.weight observable.bond_weight "
-                "observable.length_weight observable.distance_weight evaluate.diffusion_from_ps"
+                "observable.length_weight observable.distance_weight evaluate.diffusion_from_ps "
+                "stable.target_ratio stable.max_held_out_error"
             ),
         ),
         (FRACTION, "stable.min_unstable stable.min_effective_fraction pretrain.min_rate_scale stable.min_rate_scale"),
-        (FACTOR, "stable.max_unstable pretrain.plateau_factor stable.plateau_factor"),
+        (FACTOR, "stable.max_unstable stable.cycle_factor pretrain.plateau_factor stable.plateau_factor"),
         (DECAY, "pretrain.average_decay"),
         (AT_LEAST_1, "md.spare_pairs stable.max_force_error"),
         (SMALLER, "stable.rollback_rate_factor"),

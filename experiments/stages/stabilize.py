@@ -19,6 +19,7 @@ from stablejax import stable
 from stablejax.failures import FEW_STEPS
 from stablejax.guard import FAULTS, NOTHING, STILL, Guard
 from stablejax.learn import LearnInfo, Learning, Noise, Optimization, static_batch
+from stablejax.natural import TrustRegion
 from stablejax.problem import Problem
 from stablejax.simulate import SimulateInfo, Simulation
 from stablejax.stable import Settings, StableState
@@ -46,8 +47,17 @@ def settings_of(config: ConfigDict, system: System) -> Settings:
         max_unstable=stable_settings.max_unstable,
         max_searches=max(1, math.ceil(stable_settings.max_simulation_ps / ps_per_search - 1e-9)),
         table_intervals=system.table_intervals,
+        target_ratio=stable_settings.target_ratio or math.inf,
+        restarts=stable_settings.restarts,
     )
-    return Settings(simulation, _learning(stable_settings, system), stable_settings.num_cycles, config.seed)
+    return Settings(
+        simulation,
+        _learning(stable_settings, system),
+        stable_settings.num_cycles,
+        config.seed,
+        returns_best=stable_settings.returns_best,
+        max_held_out_error=stable_settings.max_held_out_error or math.inf,
+    )
 
 
 def _learning(settings: ConfigDict, system: System) -> Learning:
@@ -71,6 +81,7 @@ def _learning(settings: ConfigDict, system: System) -> Learning:
         freeze_above=system.freeze_above,
         noise=Noise(settings.jackknife_blocks, settings.wanted_signal_to_noise, settings.max_rounds),
         guard=Guard(settings.max_force_error, settings.max_rollbacks, settings.rollback_rate_factor),
+        cycle_factor=settings.cycle_factor,
     )
 
 
@@ -187,10 +198,11 @@ class _Recorder:
         self._course.append(entry)
         num_cycles = self._settings.num_cycles
         done = cycle + 1 if self._cycle > cycle else cycle + _fraction_of_cycle(self._settings, entry, epoch)
+        where = f"cycle {cycle + 1}/{num_cycles}" if cycle < num_cycles else "last search"
         self._progress.update(
-            f"cycle {cycle + 1}/{num_cycles}, {_status(entry, epoch)}, {entry['simulated_ps']:.0f} ps simulated, "
+            f"{where}, {_status(entry, epoch)}, {entry['simulated_ps']:.0f} ps simulated, "
             f"{100 * entry['fraction_unstable']:.0f} % unstable",
-            done / num_cycles,
+            min(done / num_cycles, 1.0),
             **entry,
         )
         if isinstance(info, SimulateInfo) and self._failures is not None:
@@ -198,7 +210,7 @@ class _Recorder:
         if isinstance(info, LearnInfo):
             self._say_what_went_wrong(state, info)
         elif bool(info.gives_up):
-            self._say_given_up(cycle)
+            self._say_end(cycle, info)
         elif float(info.fraction_unstable) == 1 and int(info.most_steps) <= FEW_STEPS:
             self._say_once(f"no replica was stable for more than {FEW_STEPS} steps; {_why(self.system, state, info)}")
         self._save(state, self._course, self.system)
@@ -227,8 +239,14 @@ class _Recorder:
             self._said.add(message)
             self._progress.say(message)
 
-    def _say_given_up(self, cycle: int) -> None:
+    def _say_end(self, cycle: int, info: SimulateInfo) -> None:
         simulation = self._settings.simulation
+        if bool(info.reaches_target):
+            self._progress.say(
+                f"the target is reached: replicas are stable {simulation.target_ratio:g} times as long as at first, so "
+                f"StABlE training ends after {cycle} cycles"
+            )
+            return
         assert simulation.max_searches is not None
         searched_ps = simulation.max_searches * simulation.steps_per_epoch * self._ps_per_step
         self._progress.say(
@@ -253,7 +271,7 @@ def course_entry(info: SimulateInfo | LearnInfo, cycle: int, simulated_ps: float
         "simulated_ps": simulated_ps,
     }
     if isinstance(info, SimulateInfo):
-        return entry
+        return entry | {"stable_steps": float(info.stable_steps), "is_best": bool(info.is_best)}
     updates = info.updates
     return disk.finite(
         entry
@@ -275,6 +293,8 @@ def course_entry(info: SimulateInfo | LearnInfo, cycle: int, simulated_ps: float
             "num_rollbacks": int(info.num_rollbacks),
             "gives_up": bool(info.gives_up),
             "effective_fraction": float(updates.effective_fraction),
+            "force_change_eV_per_A": float(updates.force_change),
+            "energy_change_eV": float(updates.energy_change),
         }
     )
 
@@ -310,10 +330,18 @@ def _fraction_of_cycle(settings: Settings, entry: dict, epoch: int) -> float:
     return 0.25 + 0.75 * (epoch + 1) / settings.learning.max_epochs
 
 
-def _optimizer(settings: ConfigDict) -> optax.GradientTransformation:
+def _optimizer(settings: ConfigDict) -> optax.GradientTransformation | TrustRegion:
     optimizers = {"sgd": optax.sgd, "adam": optax.adam}
+    if settings.optimizer == "natural":
+        return TrustRegion(
+            max_change=settings.max_change,
+            max_qm_loss=settings.max_qm_loss,
+            num_anchors=settings.num_anchors,
+            damping=settings.damping,
+            num_iterations=settings.num_iterations,
+        )
     if settings.optimizer not in optimizers:
-        raise ValueError(f"config.stable.optimizer has to be sgd or adam, got {settings.optimizer!r}.")
+        raise ValueError(f"config.stable.optimizer has to be sgd, adam or natural, got {settings.optimizer!r}.")
     optimizer = optimizers[settings.optimizer](settings.learning_rate)
     return optax.chain(optax.clip_by_global_norm(settings.clip_norm), optimizer) if settings.clip_norm else optimizer
 

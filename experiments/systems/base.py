@@ -174,6 +174,7 @@ def make_problem(
         frames=data.labeled(data.split.train),
         energy_weight=config.pretrain.energy_weight,
         force_weight=config.pretrain.force_weight,
+        held_out=data.labeled(data.split.validation),
     )
 
 

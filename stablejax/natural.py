@@ -1,0 +1,246 @@
+"""Steps that change no more than they must: a natural gradient in the metric of energies and forces.
+
+Of all changes d of the parameters that lower the loss of the observables by the same amount, the one is taken that
+changes energies and forces least where they should stay: on anchors, which are the frames of the static data set and
+samples of replicas that stayed stable. To first order
+
+    d = −s (G + εI)⁻¹ (∇L_obs + ν ∇L_QM),    G = Σ_i w_i (∂U_iᵀ ∂U_i / σ_U² + ∂F_iᵀ ∂F_i / (3N σ_F²))
+
+where ∂ is the derivative with respect to the parameters and σ_U, σ_F are the mean absolute errors of the static data
+set at the start of training: G is the Gauss–Newton matrix of the errors in their own units. The length s is that at
+which the changes on the anchors reach a given fraction of σ_U or σ_F: a trust region in the place of a learning rate.
+ν ≥ 0 is the least weight that keeps L_QM below its bound: the multiplier of a constraint in the place of λ of
+Equation 7. G is never formed: a product with it is one forward and one reverse derivative, and few iterations of
+conjugate gradients suffice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.scipy.sparse.linalg import cg
+
+from stablejax.parallel import Execution
+from stablejax.potential import energy_and_forces
+from stablejax.types import Array, Bool, EnergyFn, Float, Params
+from stablejax.updates import Evaluated, Rule, Seen, Step
+
+
+class TrustRegion(NamedTuple):
+    """Settings of the steps."""
+
+    max_change: float = 0.15  # of energies or forces, rms over the anchors, over σ_U or σ_F
+    max_qm_loss: float = 1.0  # bound on L_QM of the static data set, over that at the start of training
+    num_anchors: int = 64  # samples of the simulation among the anchors
+    damping: float = 1e-3  # ε, over the curvature of G along ∇L_obs
+    num_iterations: int = 8  # of conjugate gradients
+
+
+class Anchors(NamedTuple):
+    """Frames whose energies and forces should stay."""
+
+    position: Float[Array, "frame atom 3"]  # Å
+    weight: Float[Array, " frame"]  # their sum is 1
+
+
+class Scale(NamedTuple):
+    """Units of the metric, and the loss that the bound refers to; NaN until the first step."""
+
+    energy: Float[Array, ""]  # σ_U, eV
+    force: Float[Array, ""]  # σ_F, eV/Å
+    qm_loss: Float[Array, ""]
+
+
+class Change(NamedTuple):
+    """Linear change along a direction, rms over the anchors."""
+
+    energy: Float[Array, ""]  # eV
+    force: Float[Array, ""]  # eV/Å, per component
+
+
+class Metric(NamedTuple):
+    """The Gauss–Newton matrix G of energies and forces on anchors, without forming it."""
+
+    product: Callable[[Params, Anchors, Scale, Params], Params]  # (params, anchors, scale, direction) -> G · direction
+    change: Callable[[Params, Anchors, Params], Change]  # (params, anchors, direction) -> change along it
+
+
+def check(settings: TrustRegion) -> None:
+    """Check the settings.
+
+    Raises:
+      ValueError: a bound, the damping or a number is not positive.
+    """
+    positive = settings.max_change, settings.max_qm_loss, settings.damping
+    if not min(positive) > 0 or settings.num_anchors < 0 or settings.num_iterations < 1:
+        raise ValueError(
+            "`TrustRegion`: expected max_change > 0, max_qm_loss > 0, damping > 0, num_anchors >= 0 and "
+            f"num_iterations >= 1, got {tuple(settings)}: change the settings."
+        )
+
+
+def natural_gradient(energy_fn: EnergyFn, settings: TrustRegion, *, execution: Execution) -> Rule:
+    """The rule of a natural-gradient step in a trust region. Without a gradient of L_obs nothing changes.
+
+    Args:
+      energy_fn: `(params, position) -> eV`.
+      settings: sizes and bounds.
+      execution: devices and batch sizes.
+
+    Raises:
+      ValueError: the settings make no sense.
+    """
+    check(settings)
+    metric = gauss_newton(energy_fn, execution=execution)
+
+    def init(_: Params) -> Scale:
+        unknown = jnp.full((), jnp.nan, jnp.result_type(float))
+        return Scale(unknown, unknown, unknown)
+
+    def step(scale: Scale, params: Params, evaluated: Evaluated, seen: Seen, rate_scale) -> Step:
+        scale = _known(scale, evaluated)
+        anchors = choose_anchors(seen, settings.num_anchors, multiple_of=_num_devices(execution))
+        toward = _where(evaluated.has_observable, evaluated.observable_gradient)
+        product = partial(metric.product, params, anchors, scale)
+        natural, back = _solve(product, toward, evaluated.qm_gradient, settings)
+
+        def length_of(direction: Params) -> tuple[Float[Array, ""], Change]:
+            change = metric.change(params, anchors, direction)
+            relative = jnp.maximum(change.energy / scale.energy, change.force / scale.force)
+            return settings.max_change / jnp.where(relative > 0, relative, jnp.inf), change
+
+        length, _ = length_of(natural)
+        multiplier = _multiplier(settings, scale, evaluated, natural, back, length)
+        direction = jax.tree.map(lambda a, b: a + multiplier * b, natural, back)
+        length, change = length_of(direction)
+        length = length * rate_scale
+        return Step(
+            change=jax.tree.map(lambda leaf: (-length * leaf).astype(leaf.dtype), direction),
+            state=scale,
+            gradient=direction,
+            force_change=length * change.force,
+            energy_change=length * change.energy,
+        )
+
+    return Rule(init, step)
+
+
+def gauss_newton(energy_fn: EnergyFn, *, execution: Execution) -> Metric:
+    """The metric of energies and forces on anchors.
+
+    Args:
+      energy_fn: `(params, position) -> eV`.
+      execution: devices that share the anchors, and how many of them are differentiated together.
+    """
+    model = energy_and_forces(energy_fn)
+
+    def along(params, position) -> Callable[[Params], tuple[Any, Any]]:
+        """The linear map from a change of the parameters to those of energies and forces."""
+        return jax.linearize(lambda params: jax.vmap(model, (None, 0))(params, position), params)[1]
+
+    def product_of_chunk(params, scale: Scale, direction, position, weight):
+        linear = along(params, position)
+        energy, force = linear(direction)
+        mean = weight[:, None, None] / force[0].size
+        weighted = weight * energy / scale.energy**2, mean * force / scale.force**2
+        return jax.linear_transpose(linear, params)(weighted)[0]
+
+    def squares_of_chunk(params, direction, position, weight):
+        energy, force = along(params, position)(direction)
+        mean = weight[:, None, None] / force[0].size
+        return jnp.sum(weight * energy**2), jnp.sum(mean * force**2)
+
+    def over_anchors(of_chunk: Callable) -> Callable:
+        def local(shared, position, weight):
+            total = _over_chunks(partial(of_chunk, *shared), execution.chunk_size, position, weight)
+            return total if execution.axis_name is None else lax.psum(total, execution.axis_name)
+
+        return execution.over_samples(local)
+
+    def product(params: Params, anchors: Anchors, scale: Scale, direction: Params) -> Params:
+        return over_anchors(product_of_chunk)((params, scale, direction), *anchors)
+
+    def change(params: Params, anchors: Anchors, direction: Params) -> Change:
+        energy, force = over_anchors(squares_of_chunk)((params, direction), *anchors)
+        return Change(jnp.sqrt(energy), jnp.sqrt(force))
+
+    return Metric(product, change)
+
+
+def choose_anchors(seen: Seen, num_samples: int, *, multiple_of: int = 1) -> Anchors:
+    """The static frames of an epoch, and samples of its stable replicas, evenly spaced; all count the same.
+
+    Args:
+      seen: of the epoch; its samples are frames.
+      num_samples: chosen among those that count; where there are fewer they are chosen several times.
+      multiple_of: the number of anchors is filled up to a multiple with others of weight 0.
+    """
+    static = seen.frames.position
+    mask = seen.mask if seen.mask.ndim == 1 else jnp.any(seen.mask, axis=1)
+    is_kept = mask & seen.is_stable
+    num_kept = jnp.sum(is_kept)
+    index = jnp.argsort(~is_kept, stable=True)[jnp.arange(num_samples) * num_kept // max(num_samples, 1)]
+    weight = jnp.concatenate([jnp.ones(len(static)), jnp.where(num_kept > 0, jnp.ones(num_samples), 0)])
+    position = jnp.concatenate([static, seen.samples.position[index].astype(static.dtype)])
+    missing = -len(weight) % multiple_of
+    position = jnp.concatenate([position, jnp.broadcast_to(position[:1], (missing, *position.shape[1:]))])
+    weight = jnp.concatenate([weight, jnp.zeros(missing)])
+    return Anchors(position, (weight / jnp.sum(weight)).astype(position.dtype))
+
+
+def _known(scale: Scale, evaluated: Evaluated) -> Scale:
+    errors = evaluated.qm_errors
+    first = Scale(errors.energy_mae, errors.force_mae, evaluated.qm_loss)
+    return jax.tree.map(lambda old, new: jnp.where(jnp.isnan(old), new, old).astype(old.dtype), scale, first)
+
+
+def _solve(product: Callable, toward: Params, qm: Params, settings: TrustRegion) -> tuple[Params, Params]:
+    """(G + εI)⁻¹ of both gradients, by conjugate gradients that are cut short."""
+    curvature = optax.tree.vdot(toward, product(toward)) / optax.tree.vdot(toward, toward)
+    damping = settings.damping * jnp.where(jnp.isfinite(curvature), curvature, 1)
+
+    def damped(direction):
+        return jax.tree.map(lambda a, b: a + damping * b, product(direction), direction)
+
+    # Side by side, so that the model is evaluated once for both.
+    both = jax.tree.map(lambda *leaves: jnp.stack(leaves), toward, qm)
+    solved = jax.vmap(lambda gradient: cg(damped, gradient, tol=0.0, maxiter=settings.num_iterations)[0])(both)
+    natural, back = (jax.tree.map(lambda leaf, index=index: leaf[index], solved) for index in (0, 1))
+    return natural, back
+
+
+def _multiplier(settings: TrustRegion, scale: Scale, evaluated: Evaluated, natural, back, length) -> Float[Array, ""]:
+    """ν ≥ 0 for which L_QM + ∇L_QM · d is at most its bound."""
+    excess = evaluated.qm_loss - settings.max_qm_loss * scale.qm_loss
+    gained, gained_back = (optax.tree.vdot(evaluated.qm_gradient, one) for one in (natural, back))
+    needed = (jnp.where(length > 0, excess / length, 0) - gained) / jnp.where(gained_back > 0, gained_back, jnp.inf)
+    return jnp.maximum(needed, 0)
+
+
+def _over_chunks(fn: Callable, chunk_size: int | None, position, weight) -> Any:
+    """Σ over chunks of `fn(position, weight)`, one after the other; the last is filled up with weight 0."""
+    num = len(weight)
+    size = min(chunk_size or num, num)
+    missing = -num % size
+    position = jnp.concatenate([position, jnp.broadcast_to(position[:1], (missing, *position.shape[1:]))])
+    weight = jnp.concatenate([weight, jnp.zeros(missing, weight.dtype)])
+    chunks = position.reshape(-1, size, *position.shape[1:]), weight.reshape(-1, size)
+    if num == size:
+        return fn(position, weight)
+    shape = jax.eval_shape(fn, *(leaf[0] for leaf in chunks))
+    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
+    return lax.scan(lambda total, one: (jax.tree.map(jnp.add, total, fn(*one)), None), zero, chunks)[0]
+
+
+def _where(condition: Bool[Array, ""], tree: Params) -> Params:
+    return jax.tree.map(lambda leaf: jnp.where(condition, leaf, jnp.zeros_like(leaf)), tree)
+
+
+def _num_devices(execution: Execution) -> int:
+    return 1 if execution.mesh is None else execution.mesh.size

@@ -1,0 +1,177 @@
+"""Natural-gradient steps against the matrices written out."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stablejax import natural, parallel
+from stablejax.losses import Labeled, LabelErrors
+from stablejax.natural import Anchors, Scale, TrustRegion, natural_gradient
+from stablejax.parallel import Execution
+from stablejax.types import Frame
+from stablejax.updates import Evaluated, Seen
+
+NUM_SAMPLES, NUM_STATIC = 24, 5
+SCALE = Scale(np.array(0.3), np.array(0.7), np.array(0.1))
+PARAMS = {"linear": np.array([0.3, -0.2, 0.5]), "bent": np.array([0.4, 0.1])}
+
+
+def energy(params, position):
+    distance = jnp.sqrt(jnp.sum((position[0] - position[1]) ** 2))
+    powers = jnp.stack([distance, distance**2, distance**3])
+    return jnp.sum(params["linear"] * powers) + params["bent"][0] * jnp.exp(params["bent"][1] * distance)
+
+
+def positions(number, seed):
+    return jax.random.normal(jax.random.key(seed), (number, 2, 3))
+
+
+def matrix(anchors, scale):
+    """G, and the Jacobians of energies [frame, parameter] and forces [frame, 6, parameter]."""
+    flat, unravel = jax.flatten_util.ravel_pytree(PARAMS)
+
+    def both(flat, position):
+        energy_, gradient = jax.value_and_grad(energy, argnums=1)(unravel(flat), position)
+        return energy_, -gradient.reshape(-1)
+
+    du, df = jax.vmap(jax.jacfwd(both), (None, 0))(flat, anchors.position)
+    weight = anchors.weight
+    G = jnp.einsum("i,ip,iq->pq", weight, du, du) / scale.energy**2
+    G += jnp.einsum("i,ifp,ifq->pq", weight, df, df) / 6 / scale.force**2
+    return np.asarray(G), np.asarray(du), np.asarray(df)
+
+
+def flat(tree):
+    return np.asarray(jax.flatten_util.ravel_pytree(tree)[0])
+
+
+def evaluated(has_observable=True, qm_loss=0.1):
+    observable = {"linear": np.array([1.0, -2.0, 0.5]), "bent": np.array([0.3, 0.7])}
+    qm = {"linear": np.array([-0.2, -0.1, 0.4]), "bent": np.array([0.1, -0.05])}
+    errors = LabelErrors(SCALE.energy, SCALE.force)
+    return Evaluated(np.array(1.0), observable, np.array(qm_loss), errors, qm, np.array(has_observable))
+
+
+def seen(mask=None, is_stable=None):
+    every = np.ones(NUM_SAMPLES, bool)
+    static = positions(NUM_STATIC, 1)
+    samples = Frame(positions(NUM_SAMPLES, 2))
+    frames = Labeled(static, jnp.zeros(NUM_STATIC), jnp.zeros_like(static))
+    return Seen(samples, every if mask is None else mask, every if is_stable is None else is_stable, frames)
+
+
+def step(settings, evaluated_=None, rate_scale=1.0, state=None, **given):
+    rule = natural_gradient(energy, settings, execution=Execution())
+    state = rule.init(PARAMS) if state is None else state
+    return jax.jit(rule.step)(state, PARAMS, evaluated_ or evaluated(), seen(**given), np.array(rate_scale))
+
+
+@pytest.mark.parametrize("chunk_size", [None, 4, 16])
+@pytest.mark.parametrize("has_mesh", [False, True])
+def test_product_is_that_of_the_matrix(chunk_size, has_mesh, x64):
+    mesh = parallel.replica_mesh() if has_mesh else None
+    weight = jax.random.uniform(jax.random.key(3), (14,))
+    anchors = Anchors(positions(14, 0), weight / weight.sum())
+    direction = {"linear": np.array([1.0, 2.0, -1.0]), "bent": np.array([0.5, -0.3])}
+    metric = natural.gauss_newton(energy, execution=Execution(mesh=mesh, chunk_size=chunk_size))
+    found = jax.jit(metric.product)(PARAMS, anchors, SCALE, direction)
+    change = jax.jit(metric.change)(PARAMS, anchors, direction)
+    G, du, df = matrix(anchors, SCALE)
+    np.testing.assert_allclose(flat(found), G @ flat(direction), rtol=1e-6)
+    weight = np.asarray(anchors.weight)
+    assert float(change.energy) == pytest.approx(np.sqrt(np.sum(weight * (du @ flat(direction)) ** 2)), rel=1e-6)
+    per_frame = np.mean((df @ flat(direction)) ** 2, axis=1)
+    assert float(change.force) == pytest.approx(np.sqrt(np.sum(weight * per_frame)), rel=1e-6)
+
+
+def by_hand(settings, evaluated_, scale, **given):
+    """The step with all matrices written out."""
+    anchors = natural.choose_anchors(seen(**given), settings.num_anchors)
+    G, du, df = matrix(anchors, scale)
+    g, q = flat(evaluated_.observable_gradient), flat(evaluated_.qm_gradient)
+    damped = G + settings.damping * (g @ G @ g) / (g @ g) * np.eye(len(g))
+    toward, back = np.linalg.solve(damped, g), np.linalg.solve(damped, q)
+    weight = np.asarray(anchors.weight)
+
+    def length_of(d):
+        change_u = np.sqrt(np.sum(weight * (du @ d) ** 2)) / scale.energy
+        change_f = np.sqrt(np.sum(weight * np.mean((df @ d) ** 2, axis=1))) / scale.force
+        return settings.max_change / max(change_u, change_f)
+
+    excess = evaluated_.qm_loss - settings.max_qm_loss * scale.qm_loss
+    multiplier = max((excess / length_of(toward) - q @ toward) / (q @ back), 0)
+    d = toward + multiplier * back
+    return -length_of(d) * d, multiplier
+
+
+EXACT = TrustRegion(max_change=0.1, damping=0.1, num_iterations=20, num_anchors=8)
+
+
+@pytest.mark.parametrize("qm_loss", [0.02, 0.1, 0.5])
+def test_step_is_the_solution_of_the_equations(qm_loss, x64):
+    """Far below the bound of L_QM, where the multiplier is 0, and above it."""
+    state = SCALE
+    found = step(EXACT, evaluated(qm_loss=qm_loss), state=state)
+    expected, multiplier = by_hand(EXACT, evaluated(qm_loss=qm_loss), state)
+    assert (multiplier > 0) == (qm_loss > 0.02)
+    np.testing.assert_allclose(flat(found.change), expected, rtol=1e-5)
+
+
+def test_units_and_bound_are_those_of_the_first_step():
+    made = step(EXACT)
+    assert [float(x) for x in made.state] == pytest.approx([float(x) for x in SCALE])
+    again = step(EXACT, evaluated(qm_loss=0.7), state=made.state)
+    assert [float(x) for x in again.state] == pytest.approx([float(x) for x in SCALE])
+
+
+@pytest.mark.parametrize("rate_scale", [1.0, 0.25])
+def test_changes_on_the_anchors_reach_the_bound_and_are_reported(rate_scale):
+    made = step(EXACT, rate_scale=rate_scale)
+    relative = float(made.energy_change / SCALE.energy), float(made.force_change / SCALE.force)
+    assert max(relative) == pytest.approx(0.1 * rate_scale, rel=1e-5)
+    G, du, df = matrix(natural.choose_anchors(seen(), 8), SCALE)
+    change = flat(made.change)
+    assert float(made.energy_change) == pytest.approx(np.sqrt(np.mean((du @ change) ** 2)), rel=1e-3)
+    assert float(made.force_change) == pytest.approx(np.sqrt(np.mean((df @ change) ** 2)), rel=1e-3)
+
+
+def test_l_qm_does_not_rise_above_its_bound():
+    free = step(EXACT._replace(max_qm_loss=100.0))
+    bound = step(EXACT)
+    q = flat(evaluated().qm_gradient)
+    assert q @ flat(free.change) > 1e-4
+    assert q @ flat(bound.change) == pytest.approx(0, abs=1e-3 * float(abs(q @ flat(free.change))))
+    assert flat(evaluated().observable_gradient) @ flat(bound.change) < 0
+
+
+def test_without_an_observable_nothing_changes():
+    broken = evaluated(has_observable=False)
+    nan = jax.tree.map(lambda leaf: leaf * jnp.nan, broken.observable_gradient)
+    made = step(EXACT, broken._replace(observable_gradient=nan, qm_loss=jnp.float32(0.05)))
+    assert not np.any(flat(made.change))
+
+
+def test_anchors_are_static_frames_and_samples_that_count_of_stable_replicas():
+    mask, is_stable = np.arange(NUM_SAMPLES) % 2 == 0, np.arange(NUM_SAMPLES) < 18
+    given = seen(np.stack([mask, np.zeros_like(mask)], axis=1), is_stable)
+    anchors = natural.choose_anchors(given, 4, multiple_of=6)
+    np.testing.assert_array_equal(anchors.position[:NUM_STATIC], given.frames.position)
+    chosen = [int(np.flatnonzero(np.all(given.samples.position == x, axis=(1, 2)))[0]) for x in anchors.position[5:9]]
+    assert chosen == [0, 4, 8, 12]
+    np.testing.assert_allclose(anchors.weight, [1 / 9] * 9 + [0] * 3, rtol=1e-6)
+
+
+def test_where_no_replica_is_stable_the_static_frames_are_the_anchors():
+    anchors = natural.choose_anchors(seen(is_stable=np.zeros(NUM_SAMPLES, bool)), 4)
+    np.testing.assert_allclose(anchors.weight, [1 / 5] * 5 + [0] * 4, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_change": 0.0}, {"max_qm_loss": -1.0}, {"num_anchors": -1}, {"damping": 0.0}, {"num_iterations": 0}]
+)
+def test_settings_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(ValueError, match="`TrustRegion`: expected max_change > 0"):
+        natural_gradient(energy, TrustRegion(**wrong), execution=Execution())
