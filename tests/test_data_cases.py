@@ -95,6 +95,12 @@ def test_every_file_of_the_folder_of_cases_is_read_or_refused_in_a_sentence(shar
             assert np.isfinite(load(path, energy_unit=unit).position).all()
 
 
+def test_frames_that_are_others_moved_are_refused_however_few_are_used(shared):
+    dataset = load(shared / "data" / "cases" / "moved_duplicates.npz", energy_unit="kcal/mol")
+    with pytest.raises(ValueError, match=r"frame \d+ is the same as frame \d+, rotations and translations aside"):
+        loaders.split(dataset, num_train=4, num_validation=4, num_test=4, seed=0)
+
+
 def test_forces_that_are_gradients(tmp_path):
     load(saved(tmp_path))  # the control
     refused("these are gradients; multiply them by −1", saved(tmp_path, F=-water()["F"]))

@@ -13,7 +13,7 @@ from ase.io import write
 
 from experiments.configs import ac_ala3_nhme as peptide_config
 from experiments.configs import aspirin as aspirin_config
-from experiments.data import loaders
+from experiments.data import loaders, splits
 from stablejax import topology, units
 from stablejax.space import Pairs
 
@@ -210,11 +210,14 @@ def test_fewer_frames_than_asked_for(tmp_path):
         split(dataset, num_train=0)
 
 
-def test_duplicate_frames_across_train_and_test(tmp_path):
+@pytest.mark.parametrize("num_train", [1, 8])
+@pytest.mark.parametrize("block", [3, 4096])
+def test_duplicate_frames_of_the_test_are_refused_also_in_the_reference(num_train, block, tmp_path, monkeypatch):
+    monkeypatch.setattr(splits, "BLOCK", block)
     content = arrays()["R"]
     content[10:] = content[:10]
-    with pytest.raises(ValueError, match="of the training set is the same as frame"):
-        split(load(written(tmp_path, R=content)), num_train=8)
+    with pytest.raises(ValueError, match=r"frame \d+ is the same as frame \d+, rotations .* held out for the test"):
+        split(load(written(tmp_path, R=content)), num_train=num_train)
 
 
 def test_the_data_set_that_ships_is_what_its_card_says():

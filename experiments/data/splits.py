@@ -12,6 +12,8 @@ from stablejax.space import Pairs
 
 SAME_FRAME = 1e-4
 """Frames whose distances between atoms all differ by less than this, Å, are the same: float32 and text resolve 1e-5."""
+BLOCK = 4096
+"""Frames that are compared with those of the test at a time."""
 
 
 class Split(NamedTuple):
@@ -48,7 +50,7 @@ def split(dataset: Dataset, *, num_train: int, num_validation: int, num_test: in
             "num_validation or num_test."
         )
     chosen = Split(learnable[:num_train], learnable[num_train:wanted], testable[:num_test])
-    _check_test_is_new(dataset, chosen)
+    _check_test_is_new(dataset, chosen.test, learnable)
     return chosen
 
 
@@ -99,23 +101,23 @@ def check_bonds_kept(dataset: Dataset, bonds: Pairs, *, threshold: float) -> Non
         )
 
 
-def _check_test_is_new(dataset: Dataset, chosen: Split) -> None:
-    """Refuse a test frame that was learned from, also where it was rotated or translated."""
-    learned = np.concatenate([chosen.train, chosen.validation])
-    if dataset.position.shape[1] > 2:
-        distance = cdist(_shape(dataset, chosen.test), _shape(dataset, learned), "chebyshev")
-        row, column = np.unravel_index(np.argmin(distance), distance.shape)
-        is_same = distance[row, column] < SAME_FRAME
-    else:  # Two molecules of one bond have the same length by chance.
-        same = (dataset.position[chosen.test][:, None] == dataset.position[learned]).all(axis=(2, 3))
-        row, column = np.unravel_index(np.argmax(same), same.shape)
-        is_same = same[row, column]
-    if is_same:
-        raise ValueError(
-            f"frame {learned[column]} of the training set is the same as frame {chosen.test[row]} of the test set, "
-            "rotations and translations aside: errors on it would mean nothing; remove duplicate frames from the data "
-            "set."
-        )
+def _check_test_is_new(dataset: Dataset, test: np.ndarray, others: np.ndarray) -> None:
+    """Refuse a test frame that is learned from or in the reference, also where it was rotated or translated."""
+    for block in np.array_split(others, -(-len(others) // BLOCK)):
+        if dataset.position.shape[1] > 2:
+            distance = cdist(_shape(dataset, test), _shape(dataset, block), "chebyshev")
+            row, column = np.unravel_index(np.argmin(distance), distance.shape)
+            is_same = distance[row, column] < SAME_FRAME
+        else:  # Two molecules of one bond have the same length by chance.
+            same = (dataset.position[test][:, None] == dataset.position[block]).all(axis=(2, 3))
+            row, column = np.unravel_index(np.argmax(same), same.shape)
+            is_same = same[row, column]
+        if is_same:
+            raise ValueError(
+                f"frame {block[column]} is the same as frame {test[row]}, rotations and translations aside, which is "
+                "held out for the test: errors on it, and averages against references with the other, would mean "
+                "nothing; remove duplicate frames from the data set."
+            )
 
 
 def _shape(dataset: Dataset, index: np.ndarray) -> np.ndarray:
