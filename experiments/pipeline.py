@@ -31,6 +31,7 @@ class Plan(NamedTuple):
     evaluation: Schedule
     training: Settings
     num_replicas: int  # of training
+    horizon_ratio: float  # see `evaluate.with_horizon`
     max_failures: int  # kept of each evaluation
     max_training_failures: int
 
@@ -80,6 +81,7 @@ def prepare(config: ConfigDict) -> tuple[Plan, System, Stages]:
         evaluation=schedule,
         training=stabilize.settings_of(config, system),
         num_replicas=config.stable.num_replicas,
+        horizon_ratio=config.evaluate.horizon_ratio,
         max_failures=config.evaluate.max_failures,
         max_training_failures=config.stable.max_failures,
     )
@@ -136,7 +138,8 @@ def _all_stages(
     params = _pretrain(directory, plan.pretraining, system, stages.pretraining)
     before, evaluator = _evaluate(directory, "before", plan, stages.evaluator, params)
     refined, course, longer = _stabilize(directory, plan, evaluator.system, params, stages)
-    after, _ = _evaluate(directory, "after", plan, evaluate.with_system(evaluator, longer), refined)
+    evaluator = evaluate.with_horizon(evaluate.with_system(evaluator, longer), before, plan.horizon_ratio)
+    after, _ = _evaluate(directory, "after", plan, evaluator, refined)
     return before, after, course
 
 

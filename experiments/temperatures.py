@@ -59,8 +59,11 @@ def run(config: ConfigDict, temperatures: Sequence[float]) -> dict:
         record: dict = {"name": name, "config": its_config, "wall_s": 0.0, "rows": []} | provenance.about()
         for temperature_K in temperatures:
             there, effective_frames = at_temperature(system, temperature_K)
-            evaluator, found = evaluate.build(schedule, there), {}
+            evaluator = evaluate.build(schedule, there)
+            found: dict[str, evaluate.Evaluation] = {}
             for phase in PARAMETERS:
+                if found:
+                    evaluator = evaluate.with_horizon(evaluator, found["before"], config.evaluate.horizon_ratio)
                 stage = f"{temperature_K:g}_K_{phase}"
                 found[phase], evaluator = evaluate.resumed(directory, stage, evaluator, params[phase])
             # The reference's motion is of its own temperature, so there is none.

@@ -33,6 +33,7 @@ def evaluation(failed_at, *, force_mae=0.2, is_finite=True, diffusivity=(0.2, 0.
     velocity = 3 * diffusivity / (picosecond**2 * TIME_PS[-1])  # constant: D = ⅓ · ⟨v²⟩ · time
     return Evaluation(
         first_passage_ps=np.array([HORIZON if time is None else time for time in failed_at]),
+        horizon_ps=np.array(HORIZON),
         is_unstable=np.array([time is not None for time in failed_at]),
         is_finite=np.array([is_finite] + [True] * (len(failed_at) - 1)),
         num_frames=np.asarray(7.0),
@@ -59,7 +60,6 @@ def facts(**changes):
         energy_offset_eV=-17634.123456789,
         num_train_replicas=5,
         num_replicas=4,
-        horizon_ps=HORIZON,
         frame_spacing_fs=SPACING_FS,
         fit_ps=(0.5, 2.0),
         train_criterion_name="a bond deviates by 0.25 Å from its mean length",
@@ -252,6 +252,8 @@ def test_an_entry_of_the_course_has_each_figure_under_its_own_name():
         assert entry[name] == float(getattr(info.updates, name)), name
     for name in ("num_updates", "effective_fraction"):
         assert entry[name] == float(getattr(info.updates, name)), name
+    assert entry["force_change_eV_per_A"] == float(info.updates.force_change)
+    assert entry["energy_change_eV"] == float(info.updates.energy_change)
     assert entry["qm_force_mae_eV_per_A"] == 0.75
     assert entry["signal_to_noise"] == 2.0
     assert entry["fault"] == "the update of the parameters is not finite"
@@ -283,6 +285,8 @@ def test_an_entry_of_the_simulation_has_no_figures_of_learning():
         "fraction_unstable": float(info.fraction_unstable),
         "num_quarantined": int(info.num_quarantined),
         "simulated_ps": 1.5,
+        "stable_steps": float(info.stable_steps),
+        "is_best": True,
     }
 
 

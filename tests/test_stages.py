@@ -209,6 +209,25 @@ def test_thermostats_are_those_of_the_config():
         base.thermostat("andersen", **given)
 
 
+@pytest.mark.parametrize(
+    ("failed_at", "ratio", "expected"),
+    [
+        ((1.0, 2.0, 3.0), 12.0, 24.0),
+        ((1.0, 2.0, 3.0), 1.3, 3.0),  # up to whole chunks
+        ((1.0, 2.0, 3.0), 0.1, 1.0),
+        ((1.0, 2.0, 3.0), 0.0, 40.0),
+        ((1.0, 20.0, 30.0), 12.0, 40.0),  # not beyond the horizon that it has
+        ((1.0, None, None), 12.0, 40.0),
+    ],
+)
+def test_the_horizon_follows_from_the_median_before(failed_at, ratio, expected):
+    schedule = evaluate.Schedule(3, 20, 100, 40, 0.0005, 10.0, 0)
+    evaluator = evaluate.Evaluator(None, schedule, None, None, None, None)
+    time = np.array([40.0 if time is None else time for time in failed_at])
+    before = SimpleNamespace(first_passage_ps=time, is_unstable=np.array([time is not None for time in failed_at]))
+    assert evaluate.with_horizon(evaluator, before, ratio).schedule.horizon_ps == pytest.approx(expected)
+
+
 def test_motion_counts_whole_windows_only():
     def seen(is_whole, value):
         vacf = np.full((2, 3), value)

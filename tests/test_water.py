@@ -141,7 +141,7 @@ def test_lists_that_an_evaluation_lengthened_are_handed_on(data, tmp_path):
     progress.stage("evaluation")
     evaluator = evaluate.build(evaluate.schedule_of(config), short)
     told: list[int] = []
-    save = lambda *_, num_pairs: told.append(num_pairs)  # noqa: E731
+    save = lambda *_, num_pairs, **__: told.append(num_pairs)  # noqa: E731
     _, evaluator = evaluate.run_evaluation(evaluator, params, progress, save=save)
     assert evaluator.system.num_pairs > 10
     assert told[-1] == evaluator.system.num_pairs

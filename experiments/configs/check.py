@@ -76,7 +76,7 @@ CONSTRAINTS: dict[str, Constraint] = {
                 "pretrain.energy_weight pretrain.force_weight stable.observable_clip_norm stable.clip_norm "
                 "stable.qm_weight stable.wanted_signal_to_noise observable.weight observable.bond_weight "
                 "observable.length_weight observable.distance_weight evaluate.diffusion_from_ps "
-                "stable.target_ratio stable.max_held_out_error"
+                "stable.target_ratio stable.max_held_out_error evaluate.horizon_ratio"
             ),
         ),
         (FRACTION, "stable.min_unstable stable.min_effective_fraction pretrain.min_rate_scale stable.min_rate_scale"),

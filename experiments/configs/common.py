@@ -113,6 +113,7 @@ def get_config() -> ConfigDict:
     evaluate = config.evaluate = ConfigDict()  # simulations before and after StABlE training
     evaluate.num_replicas = 256  # simulated side by side, from held-out frames
     evaluate.horizon_ps = 300.0  # longest simulation of a replica, ps; one that is stable until then counts as censored
+    evaluate.horizon_ratio = 0.0  # longest simulation after training over the median before; 0: horizon_ps for both
     evaluate.frame_spacing_fs = 10.0  # between two frames that observables are taken from, fs
     evaluate.chunk_ps = 1.0  # simulated between two checks, ps; also the window of velocity correlations and of motion
     evaluate.max_failures = 8  # replicas whose frames around the failure are kept, in failures_PHASE.xyz; 0: none

@@ -24,7 +24,6 @@ class Facts(NamedTuple):
     energy_offset_eV: float  # mean energy of the training frames; energies of the potential are relative to it
     num_train_replicas: int
     num_replicas: int  # of an evaluation
-    horizon_ps: float
     frame_spacing_fs: float
     fit_ps: tuple[float, float] | None  # displacements are linear in between; None: molecules do not diffuse
     train_criterion_name: str
@@ -61,7 +60,6 @@ def facts_of(config: ConfigDict, system: System) -> Facts:
         energy_offset_eV=data.offset,
         num_train_replicas=config.stable.num_replicas,
         num_replicas=settings.num_replicas,
-        horizon_ps=settings.horizon_ps,
         frame_spacing_fs=settings.frame_spacing_fs,
         fit_ps=(settings.diffusion_from_ps, settings.displacement_ps) if has_fit else None,
         train_criterion_name=system.train_criterion_name,

@@ -50,9 +50,7 @@ def _panels(facts: Facts, runs: Runs, course: list[dict]) -> list[list[Callable]
     if "msd" in before.motion:
         spacing = facts.frame_spacing_fs / 1000
         motion.append(partial(_displacement, **both, reference=runs.reference_motion, spacing=spacing))
-    rows: list[list[Callable]] = [
-        [partial(_course, course=course), partial(_survival, **both, horizon_ps=facts.horizon_ps)]
-    ]
+    rows: list[list[Callable]] = [[partial(_course, course=course), partial(_survival, **both)]]
     rows += [profiles + motion] if len(profiles) == 1 else [profiles, motion]
     if "ramachandran" in reference:
         maps = {"reference": reference, "before": before.structure, "after": after.structure}
@@ -75,18 +73,17 @@ def _course(axis, course):
     axis.set_ylim(0, 100)
 
 
-def _survival(axis, before, after, horizon_ps):
+def _survival(axis, before, after):
     for run, color, label in ((before, BEFORE, "before"), (after, AFTER, "after")):
         curve = survival.survival(run.first_passage_ps, run.is_unstable)
-        time = np.append(curve.time, horizon_ps)
+        time = np.append(curve.time, run.horizon_ps)
         low, stable, high = (100 * np.append(y, y[-1]) for y in (curve.low, curve.stable, curve.high))
         axis.fill_between(time, low, high, step="post", color=color, alpha=0.2, linewidth=0)
         axis.step(time, stable, where="post", color=color, label=f"{label} StABlE training")
     axis.axhline(50, color="#999999", linewidth=0.8, linestyle=":")
     axis.legend(frameon=False)
-    axis.set(
-        title="replicas still stable", xlabel="time (ps)", ylabel="stable (%)", xlim=(0, horizon_ps), ylim=(0, 101)
-    )
+    longest = max(before.horizon_ps, after.horizon_ps)
+    axis.set(title="replicas still stable", xlabel="time (ps)", ylabel="stable (%)", xlim=(0, longest), ylim=(0, 101))
 
 
 def _profile(axis, profile, reference, name, runs):

@@ -58,14 +58,14 @@ def measured_rows(facts: Facts, runs: Runs) -> list[dict]:
     """
     rows = []
     for phase, run in (("before", runs.before), ("after", runs.after)):
-        rows += [_median_row(facts, phase, run), *_phase_rows(facts, phase, run)]
+        rows += [_median_row(phase, run), *_phase_rows(facts, phase, run)]
         rows += _vacf_rows(phase, run, runs.reference_motion)
         rows += diffusivity_rows(phase, run.motion, spacing_fs=facts.frame_spacing_fs, fit_ps=facts.fit_ps)
     rows += diffusivity_rows("reference", runs.reference_motion, spacing_fs=facts.frame_spacing_fs, fit_ps=facts.fit_ps)
     return rows + _comparison_rows(runs, facts.seed)
 
 
-def _median_row(facts: Facts, phase: str, run: Evaluation) -> dict:
+def _median_row(phase: str, run: Evaluation) -> dict:
     median = survival.median_first_passage(run.first_passage_ps, run.is_unstable)
     return {
         "metric": "median_first_passage_ps",
@@ -76,7 +76,7 @@ def _median_row(facts: Facts, phase: str, run: Evaluation) -> dict:
         "unit": "ps",
         "censored": bool(median.is_censored),
         "replicas": len(run.is_unstable),
-        "horizon_ps": facts.horizon_ps,
+        "horizon_ps": float(run.horizon_ps),
     }
 
 

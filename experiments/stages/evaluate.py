@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from experiments.stages.statistics import ChunkStatistics, Totals, added, mean_m
 from experiments.systems import base
 from experiments.systems.base import System
 from experiments.trajectories import TrajectoryFiles
-from stablejax import dynamics, forms, integrators, losses, units
+from stablejax import dynamics, forms, integrators, losses, survival, units
 from stablejax.dynamics import Replica
 from stablejax.integrators import Integrator
 from stablejax.types import Params
@@ -33,6 +34,7 @@ class Evaluation(NamedTuple):
     first_passage_ps: np.ndarray  # [replica]; the horizon where stable
     is_unstable: np.ndarray  # [replica]
     is_finite: np.ndarray  # [replica] False: stopped before a state that was not finite
+    horizon_ps: np.ndarray  # [] longest simulation of a replica
     num_frames: np.ndarray  # [] stable frames
     temperature_K: np.ndarray  # [] mean kinetic temperature
     structure: dict[str, np.ndarray]  # means over the stable frames
@@ -57,6 +59,11 @@ class Schedule(NamedTuple):
     def ps_per_chunk(self) -> float:
         """Time simulated between two checks by the host."""
         return self.frames_per_chunk * self.frame_spacing_fs / 1000
+
+    @property
+    def horizon_ps(self) -> float:
+        """Longest simulation of a replica."""
+        return self.num_chunks * self.ps_per_chunk
 
 
 class Measured(NamedTuple):
@@ -180,7 +187,7 @@ def like(measured: Measured) -> Evaluation:
     structure = {name: zeros for name, zeros in totals.total.items() if name != "temperature"}
     is_not = of_replicas.astype(bool)
     one = np.zeros(())
-    return Evaluation(of_replicas, is_not, is_not, one, one, structure, totals.motion, error, error)
+    return Evaluation(of_replicas, is_not, is_not, one, one, one, structure, totals.motion, error, error)
 
 
 def resumed(
@@ -287,6 +294,24 @@ def with_system(evaluator: Evaluator, system: System) -> Evaluator:
     return evaluator if system is evaluator.system else build(evaluator.schedule, system)
 
 
+def with_horizon(evaluator: Evaluator, before: Evaluation, ratio: float) -> Evaluator:
+    """The same evaluation up to a multiple of an earlier one's median, but not beyond the horizon that it has.
+
+    A ratio of medians can only be seen up to that of the horizon. It is rounded up to whole chunks.
+
+    Args:
+      evaluator: from `build`.
+      before: an earlier evaluation. Where more than half of its replicas were stable, the horizon stays.
+      ratio: of the horizon and its median; 0: the horizon stays.
+    """
+    median = survival.median_first_passage(before.first_passage_ps, before.is_unstable)
+    if not ratio or median.is_censored:
+        return evaluator
+    schedule = evaluator.schedule
+    wanted = max(math.ceil(ratio * median.value / schedule.ps_per_chunk - 1e-9), 1)
+    return evaluator._replace(schedule=schedule._replace(num_chunks=min(wanted, schedule.num_chunks)))
+
+
 def check_memory(evaluator: Evaluator, prepared: Any, replicas: Replica) -> int:
     """Compile the program, and raise where it would not fit; returns its peak memory on each device, bytes.
 
@@ -328,6 +353,7 @@ def _evaluation(evaluator: Evaluator, params: Params, replicas: Replica, totals:
         first_passage_ps=step * evaluator.schedule.ps_per_step,
         is_unstable=is_unstable,
         is_finite=is_finite,
+        horizon_ps=np.asarray(evaluator.schedule.horizon_ps),
         num_frames=totals.num_frames,
         temperature_K=np.asarray(structure.pop("temperature") / units.BOLTZMANN_EV_PER_K),
         structure=structure,
