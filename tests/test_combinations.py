@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -16,8 +18,15 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("model", named.MODELS)
-@pytest.mark.parametrize("name", ["aspirin", "ac_ala3_nhme", "water"])
+SYSTEMS = ("aspirin", "ac_ala3_nhme", "water")
+FAST = {("aspirin", "gemnet"), ("ac_ala3_nhme", "schnet"), ("water", "nequip")}  # every system and every model once
+PAIRS = [
+    pytest.param(*pair, marks=[] if pair in FAST else pytest.mark.slow)
+    for pair in itertools.product(SYSTEMS, named.MODELS)
+]
+
+
+@pytest.mark.parametrize(("name", "model"), PAIRS)
 def test_model_and_system_go_together(name, model):
     config = cli.load_config(str(cli.CONFIGS / f"{name}.py"), model=model)
     assert config.model.name == model
