@@ -88,7 +88,7 @@ def test_simulation_step_sums_counts_only(stable_training):
     compiled = jax.jit(made.simulate).lower(state).compile().as_text()
     found = [match.groups() for match in COLLECTIVE.finditer(compiled)]
     assert {kind for _, kind in found} == {"all-reduce"}
-    assert sum(sum(sizes(shape)) for shape, _ in found) <= 4
+    assert sum(sum(sizes(shape)) for shape, _ in found) <= 6  # steps and failures of the search are two of them
 
 
 def free_port():
