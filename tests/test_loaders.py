@@ -220,6 +220,15 @@ def test_duplicate_frames_of_the_test_are_refused_also_in_the_reference(num_trai
         split(load(written(tmp_path, R=content)), num_train=num_train)
 
 
+def test_a_copy_of_a_test_frame_that_only_the_reference_has_is_refused(tmp_path):
+    content = arrays()["R"]
+    chosen = split(load(written(tmp_path)))
+    (unused, *_) = np.setdiff1d(np.arange(NUM), np.concatenate(chosen))
+    content[unused] = content[chosen.test[0]] + 5.0
+    with pytest.raises(ValueError, match=f"frame {unused} is the same as frame {chosen.test[0]}, rotations"):
+        split(load(written(tmp_path, R=content)))
+
+
 def test_the_data_set_that_ships_is_what_its_card_says():
     config = aspirin_config.get_config()
     dataset = loaders.load(config.data.path, energy_unit=config.data.energy_unit, length_unit=config.data.length_unit)
