@@ -46,7 +46,7 @@ class FailureFile:
 
     def __init__(self, path: Path, *, max_failures: int):
         self._path, self._max_failures = path, max_failures
-        self._frames = _read(path) if path.exists() else []
+        self._frames = read(path)
 
     @property
     def room(self) -> int:
@@ -177,6 +177,11 @@ def _is_same(frames: list[Atoms], kept: Atoms) -> bool:
     if not np.array_equal(mine.arrays["involved"], kept.arrays["involved"]):
         return False
     return bool(np.abs(pdist(mine.positions) - pdist(kept.positions)).max() < SAME_FRAME_A)
+
+
+def read(path: Path) -> list[Atoms]:
+    """Frames of a file; none where there is none."""
+    return _read(path) if path.exists() else []
 
 
 def _read(path: Path) -> list[Atoms]:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from experiments import disk, locks, potentials, processes, report, run_directory, systems
+from experiments import disk, failures, locks, potentials, processes, report, run_directory, systems
 from experiments.failures import FailureFile, TrainingFailures
 from experiments.run_directory import RunDirectory
 from experiments.stages import evaluate, pretrain, reference, stabilize
@@ -18,7 +18,7 @@ from experiments.stages.evaluate import Evaluation, Evaluator, Schedule
 from experiments.systems import base
 from experiments.systems.base import System
 from experiments.trajectories import TrajectoryFiles
-from stablejax import stable
+from stablejax import stable, survival
 from stablejax.learn import static_batch
 from stablejax.stable import Settings, StableState, StableTraining
 from stablejax.types import Params
@@ -108,7 +108,8 @@ def _run(directory: RunDirectory, config: ConfigDict, plan: Plan, system: System
 
     facts = report.facts_of(config, system)
     runs = report.Runs(before, after, reference.motion(plan.evaluation, system))
-    record = report.make_record(facts, runs, wall_s, course=course)
+    kept = {phase: failures.read(run_dir / f"failures_{phase}.xyz") for phase in ("before", "after")}
+    record = report.diagnosed(report.make_record(facts, runs, wall_s, course=course), kept)
     if not processes.is_first():
         return record
     disk.write_json(run_dir / "record.json", record)
@@ -137,10 +138,17 @@ def _all_stages(
     potentials.save(directory.path, system)
     params = _pretrain(directory, plan.pretraining, system, stages.pretraining)
     before, evaluator = _evaluate(directory, "before", plan, stages.evaluator, params)
+    if warning := _warning(evaluator.system, before):
+        directory.progress.say(warning)
     refined, course, longer = _stabilize(directory, plan, evaluator.system, params, stages)
     evaluator = evaluate.with_horizon(evaluate.with_system(evaluator, longer), before, plan.horizon_ratio)
     after, _ = _evaluate(directory, "after", plan, evaluator, refined)
     return before, after, course
+
+
+def _warning(system: System, before: Evaluation) -> str:
+    median = survival.median_first_passage(before.first_passage_ps, before.is_unstable)
+    return report.beyond_repair(median.value, float(before.force_mae), system.data.mean_force)
 
 
 def _pretrain(

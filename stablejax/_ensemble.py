@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from stablejax.collective import like, mean_of_devices
+from stablejax.collective import like, mean_of_devices, sum_over_chunks
 from stablejax.types import Array, Float, Int
 
 
@@ -73,19 +72,12 @@ class Pass(NamedTuple):
         num_samples = len(ensemble.weight)
         if self.chunk_size is None or self.chunk_size >= num_samples:
             return fn(samples, ensemble)
-        num_chunks = -(-num_samples // self.chunk_size)
-        # The last chunk is padded with the first sample at weight 0.
-        position = np.arange(num_chunks * self.chunk_size)
-        index = np.where(position < num_samples, position, 0).reshape(num_chunks, self.chunk_size)
 
         def chunk(index, is_real):
             part, counted = jax.tree.map(lambda leaf: leaf[index], (samples, ensemble))
             return fn(part, counted._replace(weight=jnp.where(is_real[:, None], counted.weight, 0)))
 
-        chunks = jnp.asarray(index), jnp.asarray(position < num_samples).reshape(index.shape)
-        shape = jax.eval_shape(chunk, *jax.tree.map(lambda leaf: leaf[0], chunks))
-        zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
-        return lax.scan(lambda total, one: (jax.tree.map(jnp.add, total, chunk(*one)), None), zero, chunks)[0]
+        return sum_over_chunks(chunk, num_samples, self.chunk_size)
 
     def over_devices(self, tree: Any) -> Any:
         return tree if self.axis_name is None else lax.psum(tree, self.axis_name)

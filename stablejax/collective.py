@@ -1,11 +1,13 @@
-"""Averages over the samples of several devices."""
+"""Sums over samples in chunks, and averages over those of several devices."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
@@ -76,3 +78,22 @@ def like(factor, array):
       array: sets the number of axes.
     """
     return factor.reshape(factor.shape + (1,) * (array.ndim - factor.ndim))
+
+
+def sum_over_chunks(fn: Callable[..., Any], num_samples: int, chunk_size: int | None) -> Any:
+    """Σ over chunks of `fn(index, is_real)`, one after the other, which bounds the memory.
+
+    Args:
+      fn: of the numbers of the samples in a chunk, and which are real; the last chunk is filled up with the first.
+      num_samples: in all.
+      chunk_size: samples in each. None: all at once.
+    """
+    size = min(chunk_size or num_samples, num_samples)
+    position = np.arange(-(-num_samples // size) * size)
+    index = jnp.asarray(np.where(position < num_samples, position, 0).reshape(-1, size))
+    chunks = index, jnp.asarray(position < num_samples).reshape(index.shape)
+    if len(index) == 1:
+        return fn(*(leaf[0] for leaf in chunks))
+    shape = jax.eval_shape(fn, *(leaf[0] for leaf in chunks))
+    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
+    return lax.scan(lambda total, one: (jax.tree.map(jnp.add, total, fn(*one)), None), zero, chunks)[0]

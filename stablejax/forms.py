@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 
 from stablejax.potential import Potential
 from stablejax.types import Params
@@ -25,6 +26,35 @@ def with_longer_lists(potential: Potential, factor: float = 2.0) -> Potential:
         raise ValueError("`with_longer_lists`: expected a potential with lists: use `with_lists` first.")
     most = potential.num_atoms * (potential.num_atoms - 1) // 2
     return potential.with_lists(skin=potential.skin, num_pairs=min(int(factor * potential.lists.num_pairs), most))
+
+
+def ensemble(potential: Potential) -> Potential:
+    """The mean of several sets of parameters, as a potential of their stack: every leaf has the member on axis 0.
+
+    Args:
+      potential: of one set.
+    """
+
+    def mean_of(parts: tuple[Callable, Callable]) -> tuple[Callable, Callable]:
+        prepare, evaluate = parts
+
+        def mean(prepared, position, pairs):
+            return jnp.mean(jax.vmap(evaluate, (0, None, None))(prepared, position, pairs), axis=0)
+
+        return jax.vmap(prepare), mean
+
+    def from_tables(num_intervals):
+        assert potential.tabulated is not None
+        return mean_of(potential.tabulated(num_intervals))
+
+    prepare, evaluate = mean_of((potential.prepare, potential.evaluate))
+    return replace(
+        potential,
+        init=lambda key: jax.tree.map(lambda leaf: leaf[None], potential.init(key)),
+        prepare=prepare,
+        evaluate=evaluate,
+        tabulated=None if potential.tabulated is None else from_tables,
+    )
 
 
 def trainable(potential: Potential, params: Params, is_trainable: Callable[[str], bool]) -> tuple[Potential, Params]:

@@ -62,11 +62,30 @@ def observable_loss(reference: Any, weight: Any) -> Callable[[Any], Float[Array,
 
     Args:
       reference: g_ref, a pytree with the structure of the observable.
-      weight: w, a pytree of scalars with the structure of `reference`.
+      weight: w, a pytree with the structure of `reference`, of scalars or of arrays with a weight for each component.
     """
 
     def loss(mean):
-        terms = jax.tree.map(lambda g, ref, w: w * jnp.sum((g - ref) ** 2), mean, reference, weight)
+        terms = jax.tree.map(lambda g, ref, w: jnp.sum(w * (g - ref) ** 2), mean, reference, weight)
         return sum(jax.tree.leaves(terms))
 
     return loss
+
+
+def fluctuation_weights(variance: Any, *, least: float = 0.1) -> Any:
+    """Weights of `observable_loss` that measure every component in units of its fluctuation in the reference.
+
+    w_j = 1 / (n (σ_j² + least² max_k σ_k²)) for the n components of an observable, so that each contributes its mean
+    squared deviation in standard deviations. The second term bounds the weight of bins that the reference hardly
+    visits. An observable that does not fluctuate at all has weight 0.
+
+    Args:
+      variance: σ² of each component over the reference, a pytree of arrays.
+      least: smallest standard deviation, over the largest of the same observable.
+    """
+
+    def of(one):
+        scale = one.size * (one + least**2 * jnp.max(one))
+        return jnp.where(scale > 0, 1 / jnp.where(scale > 0, scale, 1), 0)
+
+    return jax.tree.map(of, jax.tree.map(jnp.asarray, variance))

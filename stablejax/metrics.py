@@ -39,6 +39,16 @@ def spurious_peak(found: Float[np.ndarray, "*shape"], reference: Float[np.ndarra
     return float(np.max(found, where=reference == 0, initial=0.0))
 
 
+def mean_ratio(found: Float[np.ndarray, "*shape"], reference: Float[np.ndarray, "*shape"]) -> float:
+    """Mean of found / reference over all entries: 1 for equal ones.
+
+    Args:
+      found: any array.
+      reference: of the same shape, positive.
+    """
+    return float(np.mean(found / reference))
+
+
 def total_variation_distance(found: Float[np.ndarray, "*shape"], reference: Float[np.ndarray, "*shape"]) -> float:
     """½ Σ |p − q| of two histograms of fractions: 0 for equal, 1 for disjoint ones.
 

@@ -4,14 +4,15 @@ Of all changes d of the parameters that lower the loss of the observables by the
 changes energies and forces least where they should stay: on anchors, which are the frames of the static data set and
 samples of replicas that stayed stable. To first order
 
-    d = −s (G + εI)⁻¹ (∇L_obs + ν ∇L_QM),    G = Σ_i w_i (∂U_iᵀ ∂U_i / σ_U² + ∂F_iᵀ ∂F_i / (3N σ_F²))
+    d = −s (G + εI)⁻¹ (∇L_obs + ν ∇L_σ),    G = Σ_i w_i (∂U_iᵀ ∂U_i / σ_U² + ∂F_iᵀ ∂F_i / (3N σ_F²))
 
 where ∂ is the derivative with respect to the parameters and σ_U, σ_F are the mean absolute errors of the static data
 set at the start of training: G is the Gauss–Newton matrix of the errors in their own units. The length s is that at
 which the changes on the anchors reach a given fraction of σ_U or σ_F: a trust region in the place of a learning rate.
-ν ≥ 0 is the least weight that keeps L_QM below its bound: the multiplier of a constraint in the place of λ of
-Equation 7. G is never formed: a product with it is one forward and one reverse derivative, and few iterations of
-conjugate gradients suffice.
+L_σ is the loss on the static data set in the same units, mean (ΔF/σ_F)² + 10 (mean ΔU/σ_U)²: of the energies their
+common shift, which no average of the simulation tells of. ν ≥ 0 is the least weight that keeps it below its
+bound: the multiplier of a constraint in the place of λ of Equation 7. G is never formed: a product with it is one
+forward and one reverse derivative, and few iterations of conjugate gradients suffice.
 """
 
 from __future__ import annotations
@@ -26,20 +27,25 @@ import optax
 from jax import lax
 from jax.scipy.sparse.linalg import cg
 
+from stablejax.collective import sum_over_chunks
+from stablejax.losses import Labeled
 from stablejax.parallel import Execution
 from stablejax.potential import energy_and_forces
 from stablejax.types import Array, Bool, EnergyFn, Float, Params
 from stablejax.updates import Evaluated, Rule, Seen, Step
+
+SHIFT_WEIGHT = 10.0
+"""Of the common shift of energies in the loss on the static data set."""
 
 
 class TrustRegion(NamedTuple):
     """Settings of the steps."""
 
     max_change: float = 0.15  # of energies or forces, rms over the anchors, over σ_U or σ_F
-    max_qm_loss: float = 1.0  # bound on L_QM of the static data set, over that at the start of training
-    num_anchors: int = 64  # samples of the simulation among the anchors
-    damping: float = 1e-3  # ε, over the curvature of G along ∇L_obs
-    num_iterations: int = 8  # of conjugate gradients
+    max_qm_loss: float = 1.0  # bound on L_σ, over that at the start of training
+    num_anchors: int = 96  # of which half are of the static data set, if it has as many
+    damping: float = 1e-5  # ε, over the curvature of G along ∇L_obs
+    num_iterations: int = 16  # of conjugate gradients
 
 
 class Anchors(NamedTuple):
@@ -54,7 +60,7 @@ class Scale(NamedTuple):
 
     energy: Float[Array, ""]  # σ_U, eV
     force: Float[Array, ""]  # σ_F, eV/Å
-    qm_loss: Float[Array, ""]
+    loss: Float[Array, ""]  # L_σ
 
 
 class Change(NamedTuple):
@@ -78,9 +84,9 @@ def check(settings: TrustRegion) -> None:
       ValueError: a bound, the damping or a number is not positive.
     """
     positive = settings.max_change, settings.max_qm_loss, settings.damping
-    if not min(positive) > 0 or settings.num_anchors < 0 or settings.num_iterations < 1:
+    if not min(positive) > 0 or settings.num_anchors < 2 or settings.num_iterations < 1:
         raise ValueError(
-            "`TrustRegion`: expected max_change > 0, max_qm_loss > 0, damping > 0, num_anchors >= 0 and "
+            "`TrustRegion`: expected max_change > 0, max_qm_loss > 0, damping > 0, num_anchors >= 2 and "
             f"num_iterations >= 1, got {tuple(settings)}: change the settings."
         )
 
@@ -99,16 +105,24 @@ def natural_gradient(energy_fn: EnergyFn, settings: TrustRegion, *, execution: E
     check(settings)
     metric = gauss_newton(energy_fn, execution=execution)
 
+    def static_loss(params: Params, frames: Labeled, energy_unit, force_unit) -> Float[Array, ""]:
+        energy, force = jax.vmap(energy_and_forces(energy_fn), (None, 0))(params, frames.position)
+        shift = jnp.mean(energy - frames.energy)
+        return jnp.mean((force - frames.force) ** 2) / force_unit**2 + SHIFT_WEIGHT * (shift / energy_unit) ** 2
+
     def init(_: Params) -> Scale:
         unknown = jnp.full((), jnp.nan, jnp.result_type(float))
         return Scale(unknown, unknown, unknown)
 
     def step(scale: Scale, params: Params, evaluated: Evaluated, seen: Seen, rate_scale) -> Step:
-        scale = _known(scale, evaluated)
+        errors = evaluated.qm_errors
+        energy, force = _first(scale.energy, errors.energy_mae), _first(scale.force, errors.force_mae)
+        loss, loss_gradient = jax.value_and_grad(static_loss)(params, seen.frames, energy, force)
+        scale = Scale(energy, force, _first(scale.loss, loss))
         anchors = choose_anchors(seen, settings.num_anchors, multiple_of=_num_devices(execution))
         toward = _where(evaluated.has_observable, evaluated.observable_gradient)
         product = partial(metric.product, params, anchors, scale)
-        natural, back = _solve(product, toward, evaluated.qm_gradient, settings)
+        natural, back = _solve(product, toward, loss_gradient, settings)
 
         def length_of(direction: Params) -> tuple[Float[Array, ""], Change]:
             change = metric.change(params, anchors, direction)
@@ -116,7 +130,8 @@ def natural_gradient(energy_fn: EnergyFn, settings: TrustRegion, *, execution: E
             return settings.max_change / jnp.where(relative > 0, relative, jnp.inf), change
 
         length, _ = length_of(natural)
-        multiplier = _multiplier(settings, scale, evaluated, natural, back, length)
+        excess = loss - settings.max_qm_loss * scale.loss
+        multiplier = _multiplier(excess, loss_gradient, natural, back, length)
         direction = jax.tree.map(lambda a, b: a + multiplier * b, natural, back)
         length, change = length_of(direction)
         length = length * rate_scale
@@ -158,7 +173,10 @@ def gauss_newton(energy_fn: EnergyFn, *, execution: Execution) -> Metric:
 
     def over_anchors(of_chunk: Callable) -> Callable:
         def local(shared, position, weight):
-            total = _over_chunks(partial(of_chunk, *shared), execution.chunk_size, position, weight)
+            def chunk(index, is_real):
+                return of_chunk(*shared, position[index], jnp.where(is_real, weight[index], 0))
+
+            total = sum_over_chunks(chunk, len(weight), execution.chunk_size)
             return total if execution.axis_name is None else lax.psum(total, execution.axis_name)
 
         return execution.over_samples(local)
@@ -173,19 +191,20 @@ def gauss_newton(energy_fn: EnergyFn, *, execution: Execution) -> Metric:
     return Metric(product, change)
 
 
-def choose_anchors(seen: Seen, num_samples: int, *, multiple_of: int = 1) -> Anchors:
-    """The static frames of an epoch, and samples of its stable replicas, evenly spaced; all count the same.
+def choose_anchors(seen: Seen, num: int, *, multiple_of: int = 1) -> Anchors:
+    """Static frames of an epoch, and samples of its stable replicas, evenly spaced; all count the same.
 
     Args:
       seen: of the epoch; its samples are frames.
-      num_samples: chosen among those that count; where there are fewer they are chosen several times.
+      num: anchors; half of them are static frames, or all that there are if they are fewer. Where too few samples
+        count they are chosen several times.
       multiple_of: the number of anchors is filled up to a multiple with others of weight 0.
     """
-    static = seen.frames.position
-    mask = seen.mask if seen.mask.ndim == 1 else jnp.any(seen.mask, axis=1)
-    is_kept = mask & seen.is_stable
+    static = seen.frames.position[: num // 2]
+    num_samples = num - len(static)
+    is_kept = seen.is_counted & seen.is_stable
     num_kept = jnp.sum(is_kept)
-    index = jnp.argsort(~is_kept, stable=True)[jnp.arange(num_samples) * num_kept // max(num_samples, 1)]
+    index = jnp.argsort(~is_kept, stable=True)[jnp.arange(num_samples) * num_kept // num_samples]
     weight = jnp.concatenate([jnp.ones(len(static)), jnp.where(num_kept > 0, jnp.ones(num_samples), 0)])
     position = jnp.concatenate([static, seen.samples.position[index].astype(static.dtype)])
     missing = -len(weight) % multiple_of
@@ -194,13 +213,12 @@ def choose_anchors(seen: Seen, num_samples: int, *, multiple_of: int = 1) -> Anc
     return Anchors(position, (weight / jnp.sum(weight)).astype(position.dtype))
 
 
-def _known(scale: Scale, evaluated: Evaluated) -> Scale:
-    errors = evaluated.qm_errors
-    first = Scale(errors.energy_mae, errors.force_mae, evaluated.qm_loss)
-    return jax.tree.map(lambda old, new: jnp.where(jnp.isnan(old), new, old).astype(old.dtype), scale, first)
+def _first(old: Float[Array, ""], new: Float[Array, ""]) -> Float[Array, ""]:
+    """What is known since the first step."""
+    return jnp.where(jnp.isnan(old), new, old).astype(old.dtype)
 
 
-def _solve(product: Callable, toward: Params, qm: Params, settings: TrustRegion) -> tuple[Params, Params]:
+def _solve(product: Callable, toward: Params, back: Params, settings: TrustRegion) -> tuple[Params, Params]:
     """(G + εI)⁻¹ of both gradients, by conjugate gradients that are cut short."""
     curvature = optax.tree.vdot(toward, product(toward)) / optax.tree.vdot(toward, toward)
     damping = settings.damping * jnp.where(jnp.isfinite(curvature), curvature, 1)
@@ -209,33 +227,25 @@ def _solve(product: Callable, toward: Params, qm: Params, settings: TrustRegion)
         return jax.tree.map(lambda a, b: a + damping * b, product(direction), direction)
 
     # Side by side, so that the model is evaluated once for both.
-    both = jax.tree.map(lambda *leaves: jnp.stack(leaves), toward, qm)
+    both = jax.tree.map(lambda *leaves: jnp.stack(leaves), toward, back)
     solved = jax.vmap(lambda gradient: cg(damped, gradient, tol=0.0, maxiter=settings.num_iterations)[0])(both)
-    natural, back = (jax.tree.map(lambda leaf, index=index: leaf[index], solved) for index in (0, 1))
-    return natural, back
+    first, second = (jax.tree.map(lambda leaf, index=index: leaf[index], solved) for index in (0, 1))
+    return first, second
 
 
-def _multiplier(settings: TrustRegion, scale: Scale, evaluated: Evaluated, natural, back, length) -> Float[Array, ""]:
-    """ν ≥ 0 for which L_QM + ∇L_QM · d is at most its bound."""
-    excess = evaluated.qm_loss - settings.max_qm_loss * scale.qm_loss
-    gained, gained_back = (optax.tree.vdot(evaluated.qm_gradient, one) for one in (natural, back))
+def _multiplier(excess, gradient: Params, natural: Params, back: Params, length) -> Float[Array, ""]:
+    """ν ≥ 0 for which L_σ + ∇L_σ · d is at most its bound.
+
+    Args:
+      excess: of L_σ over its bound.
+      gradient: of L_σ.
+      natural: direction for L_obs.
+      back: direction for L_σ.
+      length: of the step along `natural`.
+    """
+    gained, gained_back = (optax.tree.vdot(gradient, one) for one in (natural, back))
     needed = (jnp.where(length > 0, excess / length, 0) - gained) / jnp.where(gained_back > 0, gained_back, jnp.inf)
     return jnp.maximum(needed, 0)
-
-
-def _over_chunks(fn: Callable, chunk_size: int | None, position, weight) -> Any:
-    """Σ over chunks of `fn(position, weight)`, one after the other; the last is filled up with weight 0."""
-    num = len(weight)
-    size = min(chunk_size or num, num)
-    missing = -num % size
-    position = jnp.concatenate([position, jnp.broadcast_to(position[:1], (missing, *position.shape[1:]))])
-    weight = jnp.concatenate([weight, jnp.zeros(missing, weight.dtype)])
-    chunks = position.reshape(-1, size, *position.shape[1:]), weight.reshape(-1, size)
-    if num == size:
-        return fn(position, weight)
-    shape = jax.eval_shape(fn, *(leaf[0] for leaf in chunks))
-    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
-    return lax.scan(lambda total, one: (jax.tree.map(jnp.add, total, fn(*one)), None), zero, chunks)[0]
 
 
 def _where(condition: Bool[Array, ""], tree: Params) -> Params:

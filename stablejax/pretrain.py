@@ -35,6 +35,8 @@ def pretraining(
     optimizer: optax.GradientTransformation,
     *,
     average_decay: float,
+    position_noise: float = 0.0,
+    seed: int = 0,
     axis_name: str | None = None,
 ) -> tuple[Callable[[Params], PretrainState], Callable[[PretrainState, Labeled], tuple[PretrainState, PretrainInfo]]]:
     """`(init, step)` of training on energies and forces.
@@ -44,6 +46,9 @@ def pretraining(
       optimizer: an optax transformation; one that asks for `value` (reduce on plateau) is given the loss.
       average_decay: of the exponential moving average of parameters; 0 follows them exactly. At first the average
         follows more closely, with decay (step + 1) / (step + 10) until that exceeds `average_decay`.
+      position_noise: standard deviation of Gaussian noise on the positions of every batch, Å; the labels stay. As
+        regularization it penalizes large derivatives of energies and forces (Bishop 1995).
+      seed: of the noise.
       axis_name: mapped axis over which a batch is sharded; loss and gradient are then averaged over it.
     """
     optimizer = optax.with_extra_args_support(optimizer)
@@ -51,7 +56,18 @@ def pretraining(
     def init(params: Params) -> PretrainState:
         return PretrainState(params, params, optimizer.init(params), jnp.int32(0))
 
+    def noisy(frames: Labeled, step: Int[Array, ""]) -> Labeled:
+        if not position_noise:
+            return frames
+        key = jax.random.fold_in(jax.random.key(seed), step)
+        key = key if axis_name is None else jax.random.fold_in(key, lax.axis_index(axis_name))
+        position = frames.position
+        return frames._replace(
+            position=position + position_noise * jax.random.normal(key, position.shape, position.dtype)
+        )
+
     def step(state: PretrainState, frames: Labeled) -> tuple[PretrainState, PretrainInfo]:
+        frames = noisy(frames, state.step)
         (loss, errors), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params, frames)
         if axis_name is not None:
             loss, errors, gradient = lax.pmean((loss, errors, gradient), axis_name)

@@ -20,7 +20,7 @@ class Observables(NamedTuple):
 
     fn: ObservableFn | Parametric  # of a frame, a pytree
     reference: Any  # a pytree with the structure of the observables; localized: without the axis of neighborhoods
-    weight: Any  # w, a pytree of scalars with the structure of `reference`
+    weight: Any  # w, a pytree with the structure of `reference`; see `losses.observable_loss`
 
 
 class Subsample(NamedTuple):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from stablejax.space import OPEN, Pairs, Space
-from stablejax.topology import Links
+from stablejax.topology import Links, Ranges
 from stablejax.types import (
     Array,
     Criterion,
@@ -85,6 +85,36 @@ def fragment_distance(links: Links, *, threshold: float, space: Space = OPEN) ->
     return criterion
 
 
+def distance_range(ranges: Ranges, *, margin: float, space: Space = OPEN) -> FrameCriterion:
+    """Max(shortest_ij − r_ij, r_ij − longest_ij) − margin over pairs, Å: distances beyond those of the reference.
+
+    A potential may open an angle, or draw atoms together that are not bonded, long before a bond breaks.
+
+    Args:
+      ranges: of the reference; see `topology.distance_ranges`.
+      margin: Δ, Å.
+      space: in which distances are computed.
+    """
+    excess = distance_excess(ranges, space=space)
+    return lambda frame: jnp.max(excess(frame)) - margin
+
+
+def distance_excess(ranges: Ranges, *, space: Space = OPEN) -> ObservableFn:
+    """Max(shortest − r, r − longest) of each pair, Å: positive beyond the distances of the reference. Differentiable.
+
+    Args:
+      ranges: of the reference; see `topology.distance_ranges`.
+      space: in which distances are computed.
+    """
+    low, high = (np.asarray(bound, np.float32) for bound in (ranges.shortest, ranges.longest))
+
+    def observable(frame: Frame):
+        distance = space.distances(frame.position, ranges.pairs)
+        return jnp.maximum(low - distance, distance - high)
+
+    return observable
+
+
 def kinetic_energy_per_dof(mass: Float[Array, " atom"], *, threshold: float, constrained_dof: int) -> FrameCriterion:
     """Instantaneous k_B T − threshold, eV: replicas that heat up.
 
@@ -123,6 +153,23 @@ def potential_energy(*, threshold: float) -> FrameCriterion:
       threshold: eV.
     """
     return lambda frame: _known(frame, "energy", "potential_energy") - threshold
+
+
+def soft_violation(value_fn: ObservableFn, *, width: float) -> ObservableFn:
+    """1 / (1 + exp(−value/width)): how far a criterion is violated, from 0 where it holds to 1, as an observable.
+
+    Its mean is the fraction of violating frames, smoothed; in the reference it is next to nothing, and known.
+
+    Args:
+      value_fn: a criterion of frames; or several values that are positive where they violate one, of any shape.
+      width: of the transition, in the unit of the value.
+
+    Raises:
+      ValueError: the width is not positive.
+    """
+    if not width > 0:
+        raise ValueError(f"`soft_violation`: expected a positive width, got {width}: choose a tenth of the threshold.")
+    return lambda frame: jax.nn.sigmoid(value_fn(frame) / width)
 
 
 def _known(frame: Frame, field: str, name: str):
@@ -192,6 +239,14 @@ class _Window(NamedTuple):
     total: Any  # of the observable, since the start of the window
     step: Int[Array, ""]
     value: Float[Array, ""]  # of the last complete window
+
+
+@overload
+def any_of(*criteria: FrameCriterion) -> FrameCriterion: ...
+
+
+@overload
+def any_of(*criteria: Criterion) -> Criterion: ...
 
 
 def any_of(*criteria: Criterion) -> Criterion:

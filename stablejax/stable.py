@@ -139,8 +139,12 @@ def stable_training(problem: Problem, settings: Settings, *, execution: Executio
         learned, info = learning.step(state.learning, state.simulation.rewound, frames, key, num_rounds=num_rounds)
         assert info.endpoints is not None
         moved = state._replace(learning=learned, num_calls=state.num_calls + 1)
-        following = next_cycle(moved._replace(learning=learning.begin(learned)), info.endpoints, key)
-        chosen = jax.tree.map(lambda a, b: jnp.where(info.ends_cycle, a, b), following, moved)
+        chosen = jax.lax.cond(
+            info.ends_cycle,
+            lambda moved, ends: next_cycle(moved._replace(learning=learning.begin(learned)), ends, key),
+            lambda moved, _: moved,
+            *(moved, info.endpoints),
+        )
         chosen = chosen._replace(phase=jnp.where(info.gives_up, FINISHED, chosen.phase).astype(jnp.int32))
         return chosen, info._replace(endpoints=None)
 

@@ -8,11 +8,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy import sparse
 
 from stablejax.space import OPEN, Pairs, Space, all_pairs
 from stablejax.types import Float, Int, Integer
+
+FRAME_BATCH = 100
+"""Frames of a reference that are looked at together, which bounds memory."""
 
 
 class Topology(NamedTuple):
@@ -162,6 +166,26 @@ def backbone_dihedrals(
     return np.array(phi, np.int32).reshape(-1, 4), np.array(psi, np.int32).reshape(-1, 4)
 
 
+def torsions(bonds: Pairs, num_atoms: int) -> Int[np.ndarray, "torsion 4"]:
+    """One (i, j, k, l) about every bond j–k that is not in a ring and whose atoms both have others bonded to them.
+
+    Args:
+      bonds: of the system.
+      num_atoms: in it.
+    """
+    pairs = list(zip(np.asarray(bonds.first).tolist(), np.asarray(bonds.second).tolist(), strict=True))
+    bonded: list[list[int]] = [sorted({sum(pair) - a for pair in pairs if a in pair}) for a in range(num_atoms)]
+    quads = []
+    for number, (j, k) in enumerate(pairs):
+        without = pairs[:number] + pairs[number + 1 :]
+        graph = bond_graph(Pairs(*np.array(without, np.int32).reshape(-1, 2).T), num_atoms)
+        molecule = sparse.csgraph.connected_components(graph, directed=False)[1]
+        before, after = ([atom for atom in bonded[one] if atom != other] for one, other in ((j, k), (k, j)))
+        if molecule[j] != molecule[k] and before and after:
+            quads.append((before[0], j, k, after[0]))
+    return np.array(quads, np.int32).reshape(-1, 4)
+
+
 def pairs_by_element(species: Integer[np.ndarray, " atom"]) -> dict[tuple[int, int], Pairs]:
     """All pairs of a molecule by the atomic numbers of their two atoms, the smaller first."""
     pairs, species = all_pairs(len(species)), np.asarray(species)
@@ -188,6 +212,49 @@ def pairs_by_separation(pairs: Pairs, bonds: Pairs, num_atoms: int) -> dict[int,
         number: Pairs(pairs.first[separation == number], pairs.second[separation == number])
         for number in np.unique(separation).tolist()
     }
+
+
+class Ranges(NamedTuple):
+    """Distances that occur in a reference."""
+
+    pairs: Pairs
+    shortest: Float[np.ndarray, " pair"]  # Å
+    longest: Float[np.ndarray, " pair"]  # Å; infinite where the reference sets no bound
+
+
+def distance_ranges(
+    position: Float[np.ndarray, "frame atom 3"],
+    species: Integer[np.ndarray, " atom"],
+    bonds: Pairs,
+    *,
+    space: Space = OPEN,
+) -> Ranges:
+    """Ranges of the distances of bonds and of ends of angles, and smallest ones of atoms further apart, by elements.
+
+    What is rare in the reference is pooled: one pair of two hydrogens may come as near as another does.
+
+    Args:
+      position: frames of the reference, Å.
+      species: atomic numbers.
+      bonds: of the system.
+      space: boundaries of the frames.
+    """
+    pairs, num_atoms = all_pairs(len(species)), len(species)
+    steps = sparse.csgraph.shortest_path(bond_graph(bonds, num_atoms), directed=False, unweighted=True)
+    is_far = steps[pairs.first, pairs.second] > 2
+
+    @jax.jit
+    def extremes(position):
+        distances = jax.lax.map(lambda x: space.distances(x, pairs), position, batch_size=FRAME_BATCH)
+        return jnp.min(distances, axis=0), jnp.max(distances, axis=0)
+
+    shortest, longest = (np.array(extreme) for extreme in extremes(position))
+    kind = np.sort(np.stack([np.asarray(species)[pairs.first], np.asarray(species)[pairs.second]]), axis=0)
+    for one in np.unique(kind[:, is_far], axis=1).T:
+        is_one = is_far & (kind == one[:, None]).all(axis=0)
+        shortest[is_one] = shortest[is_one].min()
+    longest[is_far] = np.inf
+    return Ranges(pairs, shortest, longest)
 
 
 def intermolecular_pairs(

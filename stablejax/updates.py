@@ -33,7 +33,7 @@ class UpdateInfo(NamedTuple):
     qm_gradient_norm: Float[Array, ""]
     gradient_cosine: Float[Array, ""]  # of the angle between the two: negative where they are opposed
     num_updates: Int[Array, ""]  # 0: gradient, update or parameters were not finite; parameters kept
-    used_observable: Bool[Array, ""]  # False: fewer than 2 samples counted, the step is that of L_QM alone
+    used_observable: Bool[Array, ""]  # False: fewer than 2 samples counted
     effective_fraction: Float[Array, ""]  # N_eff/N of the samples at the last parameters that were evaluated
     force_change: Float[Array, ""]  # eV/Å, rms over the anchors, of the last update; NaN for rules without
     energy_change: Float[Array, ""]  # eV, likewise
@@ -46,6 +46,11 @@ class Seen(NamedTuple):
     mask: Bool[Array, "sample *neighborhood"]  # which count
     is_stable: Bool[Array, " sample"]  # which are of replicas that did not fail in the epoch
     frames: Labeled  # of the static data set
+
+    @property
+    def is_counted(self) -> Bool[Array, " sample"]:
+        """Samples that count, or of which a neighborhood does."""
+        return self.mask if self.mask.ndim == 1 else jnp.any(self.mask, axis=1)
 
 
 class Gradients(NamedTuple):
@@ -164,7 +169,7 @@ def make_updates(gradients: Gradients, rule: Rule, *, reuse: Reuse | None = None
     Returns:
       `init` and `step`, with a factor `rate_scale` on the update.
       A gradient, an update or parameters after it that are not finite change nothing. Fewer than 2 samples that count
-      give no gradient of L_obs: the step is that of L_QM alone.
+      give no gradient of L_obs: an optimizer's step is then that of L_QM alone, and a natural one is none.
     """
 
     def evaluate(params, weight, seen: Seen) -> Evaluated:
@@ -190,8 +195,7 @@ def make_updates(gradients: Gradients, rule: Rule, *, reuse: Reuse | None = None
         )
 
     def reused(moving: _Moving, reuse: Reuse, sampled_energy, seen: Seen, rate_scale) -> _Moving:
-        mask = seen.mask
-        is_counted = mask if mask.ndim == 1 else jnp.any(mask, axis=1)
+        is_counted = seen.is_counted
         energy = reuse.energies_fn(moving.state.params, seen.samples)
         weight = perturbation_weights(jnp.where(is_counted, energy, jnp.inf), sampled_energy, kT=reuse.kT)
         fraction = effective_sample_size(weight) / jnp.sum(is_counted)

@@ -13,7 +13,9 @@ from experiments import cli
 from experiments.configs import check, files
 
 CONFIGS = sorted(
-    path for path in cli.CONFIGS.glob("*.py") if path.stem not in ("__init__", "check", "common", "files", "meanings")
+    path
+    for path in cli.CONFIGS.glob("*.py")
+    if path.stem not in ("__init__", "check", "common", "files", "meanings", "recipe")
 )
 MODELS = sorted(path.stem for path in (cli.CONFIGS / "models").glob("[a-z]*.py"))
 

@@ -14,7 +14,7 @@ from experiments import cli, usage
 from experiments.configs import check, meanings
 
 ROOT = Path(__file__).resolve().parents[1]
-NO_CONFIGS = ("__init__", "check", "common", "files", "meanings")
+NO_CONFIGS = ("__init__", "check", "common", "files", "meanings", "recipe")
 CONFIGS = sorted(path.stem for path in cli.CONFIGS.glob("*.py") if path.stem not in NO_CONFIGS)
 MODELS = sorted(path.stem for path in (cli.CONFIGS / "models").glob("[a-z]*.py"))
 UNITS = {"_A": "Å", "_fs": "fs", "_ps": "ps", "_K": "K"}

@@ -54,3 +54,14 @@ def test_norm_of_equation_three_has_a_weight_of_3n_times_as_much(spring):
 def test_observable_loss_sums_over_a_pytree():
     loss_fn = losses.observable_loss({"a": jnp.zeros(2), "b": jnp.float32(1.0)}, {"a": 0.5, "b": 2.0})
     assert float(loss_fn({"a": jnp.array([1.0, 3.0]), "b": jnp.float32(4.0)})) == pytest.approx(0.5 * 10 + 2 * 9)
+
+
+def test_weights_of_components_measure_them_in_their_fluctuations():
+    """One bin that the reference fluctuates in by 2, one that it hardly visits, and an observable that is constant."""
+    variance = {"bins": np.array([4.0, 0.0]), "constant": np.zeros(3), "one": np.array(0.25)}
+    weights = losses.fluctuation_weights(variance, least=0.5)
+    np.testing.assert_allclose(weights["bins"], [1 / (2 * (4 + 1)), 1 / (2 * 1)])
+    np.testing.assert_array_equal(weights["constant"], 0)
+    assert float(weights["one"]) == pytest.approx(1 / (0.25 * 1.25))
+    loss_fn = losses.observable_loss({"bins": jnp.zeros(2)}, {"bins": weights["bins"]})
+    assert float(loss_fn({"bins": jnp.array([2.0, 1.0])})) == pytest.approx(4 / 10 + 1 / 2)

@@ -42,3 +42,8 @@ def test_units_of_a_diffusivity():
     assert units.SQUARE_ANGSTROM_PER_PICOSECOND == pytest.approx(1e-20 / 1e-12 / 1e-9)
     time_s = 1e-15 / units.FEMTOSECOND
     assert units.SQUARE_ANGSTROM_PER_TIME == pytest.approx(1e-20 / time_s / 1e-9)
+
+
+def test_mean_ratio_is_one_for_equal_arrays():
+    assert metrics.mean_ratio(np.array([2.0, 3.0]), np.array([2.0, 3.0])) == 1
+    assert metrics.mean_ratio(np.array([1.0, 6.0]), np.array([2.0, 3.0])) == pytest.approx(1.25)

@@ -44,22 +44,44 @@ def matrix(anchors, scale):
     return np.asarray(G), np.asarray(du), np.asarray(df)
 
 
+def static_loss(frames, scale=None):
+    """L_σ and its gradient, from single frames."""
+    scale = scale or SCALE
+    flat_, unravel = jax.flatten_util.ravel_pytree(PARAMS)
+
+    def loss(flat_):
+        of_forces, shift = 0.0, 0.0
+        for position, label, force in zip(*frames, strict=True):
+            energy_, gradient = jax.value_and_grad(energy, argnums=1)(unravel(flat_), position)
+            of_forces += jnp.mean(((-gradient - force) / scale.force) ** 2) / len(frames.energy)
+            shift += (energy_ - label) / scale.energy / len(frames.energy)
+        return of_forces + 10 * shift**2
+
+    value, gradient = jax.value_and_grad(loss)(flat_)
+    return float(value), np.asarray(gradient)
+
+
+def scale_with(loss):
+    """The units, with L_σ at the start."""
+    return SCALE._replace(loss=np.array(loss))
+
+
 def flat(tree):
     return np.asarray(jax.flatten_util.ravel_pytree(tree)[0])
 
 
-def evaluated(has_observable=True, qm_loss=0.1):
+def evaluated(has_observable=True):
     observable = {"linear": np.array([1.0, -2.0, 0.5]), "bent": np.array([0.3, 0.7])}
     qm = {"linear": np.array([-0.2, -0.1, 0.4]), "bent": np.array([0.1, -0.05])}
     errors = LabelErrors(SCALE.energy, SCALE.force)
-    return Evaluated(np.array(1.0), observable, np.array(qm_loss), errors, qm, np.array(has_observable))
+    return Evaluated(np.array(1.0), observable, np.array(0.1), errors, qm, np.array(has_observable))
 
 
 def seen(mask=None, is_stable=None):
     every = np.ones(NUM_SAMPLES, bool)
     static = positions(NUM_STATIC, 1)
     samples = Frame(positions(NUM_SAMPLES, 2))
-    frames = Labeled(static, jnp.zeros(NUM_STATIC), jnp.zeros_like(static))
+    frames = Labeled(static, jnp.full(NUM_STATIC, -5.0), jnp.zeros_like(static))
     return Seen(samples, every if mask is None else mask, every if is_stable is None else is_stable, frames)
 
 
@@ -91,7 +113,8 @@ def by_hand(settings, evaluated_, scale, **given):
     """The step with all matrices written out."""
     anchors = natural.choose_anchors(seen(**given), settings.num_anchors)
     G, du, df = matrix(anchors, scale)
-    g, q = flat(evaluated_.observable_gradient), flat(evaluated_.qm_gradient)
+    loss, q = static_loss(seen(**given).frames)
+    g = flat(evaluated_.observable_gradient)
     damped = G + settings.damping * (g @ G @ g) / (g @ g) * np.eye(len(g))
     toward, back = np.linalg.solve(damped, g), np.linalg.solve(damped, q)
     weight = np.asarray(anchors.weight)
@@ -101,30 +124,32 @@ def by_hand(settings, evaluated_, scale, **given):
         change_f = np.sqrt(np.sum(weight * np.mean((df @ d) ** 2, axis=1))) / scale.force
         return settings.max_change / max(change_u, change_f)
 
-    excess = evaluated_.qm_loss - settings.max_qm_loss * scale.qm_loss
+    excess = loss - settings.max_qm_loss * scale.loss
     multiplier = max((excess / length_of(toward) - q @ toward) / (q @ back), 0)
     d = toward + multiplier * back
     return -length_of(d) * d, multiplier
 
 
-EXACT = TrustRegion(max_change=0.1, damping=0.1, num_iterations=20, num_anchors=8)
+EXACT = TrustRegion(max_change=0.1, damping=0.1, num_iterations=20, num_anchors=13)
 
 
-@pytest.mark.parametrize("qm_loss", [0.02, 0.1, 0.5])
-def test_step_is_the_solution_of_the_equations(qm_loss, x64):
-    """Far below the bound of L_QM, where the multiplier is 0, and above it."""
-    state = SCALE
-    found = step(EXACT, evaluated(qm_loss=qm_loss), state=state)
-    expected, multiplier = by_hand(EXACT, evaluated(qm_loss=qm_loss), state)
-    assert (multiplier > 0) == (qm_loss > 0.02)
+@pytest.mark.parametrize("first", [3.0, 0.5, 0.3])
+def test_step_is_the_solution_of_the_equations(first, x64):
+    """Far below the bound of L_σ, where the multiplier is 0, and above it."""
+    scale = scale_with(first * static_loss(seen().frames)[0])
+    found = step(EXACT, state=scale)
+    expected, multiplier = by_hand(EXACT, evaluated(), scale)
+    assert (multiplier > 0) == (first < 3)
     np.testing.assert_allclose(flat(found.change), expected, rtol=1e-5)
 
 
 def test_units_and_bound_are_those_of_the_first_step():
     made = step(EXACT)
-    assert [float(x) for x in made.state] == pytest.approx([float(x) for x in SCALE])
-    again = step(EXACT, evaluated(qm_loss=0.7), state=made.state)
-    assert [float(x) for x in again.state] == pytest.approx([float(x) for x in SCALE])
+    expected = [float(SCALE.energy), float(SCALE.force), static_loss(seen().frames)[0]]
+    assert [float(x) for x in made.state] == pytest.approx(expected, rel=1e-5)
+    worse = LabelErrors(2 * SCALE.energy, 2 * SCALE.force)
+    again = step(EXACT, evaluated()._replace(qm_errors=worse), state=made.state)
+    assert [float(x) for x in again.state] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("rate_scale", [1.0, 0.25])
@@ -132,45 +157,49 @@ def test_changes_on_the_anchors_reach_the_bound_and_are_reported(rate_scale):
     made = step(EXACT, rate_scale=rate_scale)
     relative = float(made.energy_change / SCALE.energy), float(made.force_change / SCALE.force)
     assert max(relative) == pytest.approx(0.1 * rate_scale, rel=1e-5)
-    G, du, df = matrix(natural.choose_anchors(seen(), 8), SCALE)
+    G, du, df = matrix(natural.choose_anchors(seen(), EXACT.num_anchors), SCALE)
     change = flat(made.change)
     assert float(made.energy_change) == pytest.approx(np.sqrt(np.mean((du @ change) ** 2)), rel=1e-3)
     assert float(made.force_change) == pytest.approx(np.sqrt(np.mean((df @ change) ** 2)), rel=1e-3)
 
 
-def test_l_qm_does_not_rise_above_its_bound():
-    free = step(EXACT._replace(max_qm_loss=100.0))
-    bound = step(EXACT)
-    q = flat(evaluated().qm_gradient)
-    assert q @ flat(free.change) > 1e-4
+def test_loss_of_the_static_set_does_not_rise_above_its_bound():
+    _, q = static_loss(seen().frames)
+    toward = evaluated()
+    if q @ flat(step(EXACT._replace(max_qm_loss=100.0)).change) < 0:
+        toward = toward._replace(observable_gradient=jax.tree.map(np.negative, toward.observable_gradient))
+    free, bound = step(EXACT._replace(max_qm_loss=100.0), toward), step(EXACT, toward)
+    assert q @ flat(free.change) > 1e-3
     assert q @ flat(bound.change) == pytest.approx(0, abs=1e-3 * float(abs(q @ flat(free.change))))
-    assert flat(evaluated().observable_gradient) @ flat(bound.change) < 0
+    assert flat(toward.observable_gradient) @ flat(bound.change) < 0
 
 
 def test_without_an_observable_nothing_changes():
     broken = evaluated(has_observable=False)
     nan = jax.tree.map(lambda leaf: leaf * jnp.nan, broken.observable_gradient)
-    made = step(EXACT, broken._replace(observable_gradient=nan, qm_loss=jnp.float32(0.05)))
+    made = step(EXACT, broken._replace(observable_gradient=nan))
     assert not np.any(flat(made.change))
 
 
 def test_anchors_are_static_frames_and_samples_that_count_of_stable_replicas():
     mask, is_stable = np.arange(NUM_SAMPLES) % 2 == 0, np.arange(NUM_SAMPLES) < 18
     given = seen(np.stack([mask, np.zeros_like(mask)], axis=1), is_stable)
-    anchors = natural.choose_anchors(given, 4, multiple_of=6)
-    np.testing.assert_array_equal(anchors.position[:NUM_STATIC], given.frames.position)
-    chosen = [int(np.flatnonzero(np.all(given.samples.position == x, axis=(1, 2)))[0]) for x in anchors.position[5:9]]
-    assert chosen == [0, 4, 8, 12]
-    np.testing.assert_allclose(anchors.weight, [1 / 9] * 9 + [0] * 3, rtol=1e-6)
+    for num, num_static, expected in ((13, 5, [0, 2, 4, 6, 8, 10, 12, 14]), (6, 3, [0, 6, 12])):
+        anchors = natural.choose_anchors(given, num, multiple_of=6)
+        np.testing.assert_array_equal(anchors.position[:num_static], given.frames.position[:num_static])
+        samples = anchors.position[num_static:num]
+        chosen = [int(np.flatnonzero(np.all(given.samples.position == x, axis=(1, 2)))[0]) for x in samples]
+        assert chosen == expected
+        np.testing.assert_allclose(anchors.weight, [1 / num] * num + [0] * (-num % 6), rtol=1e-6)
 
 
 def test_where_no_replica_is_stable_the_static_frames_are_the_anchors():
-    anchors = natural.choose_anchors(seen(is_stable=np.zeros(NUM_SAMPLES, bool)), 4)
-    np.testing.assert_allclose(anchors.weight, [1 / 5] * 5 + [0] * 4, rtol=1e-6)
+    anchors = natural.choose_anchors(seen(is_stable=np.zeros(NUM_SAMPLES, bool)), 10)
+    np.testing.assert_allclose(anchors.weight, [1 / 5] * 5 + [0] * 5, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"max_change": 0.0}, {"max_qm_loss": -1.0}, {"num_anchors": -1}, {"damping": 0.0}, {"num_iterations": 0}]
+    "wrong", [{"max_change": 0.0}, {"max_qm_loss": -1.0}, {"num_anchors": 1}, {"damping": 0.0}, {"num_iterations": 0}]
 )
 def test_settings_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ValueError, match="`TrustRegion`: expected max_change > 0"):

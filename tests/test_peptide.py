@@ -23,6 +23,7 @@ def test_record_and_page_have_the_backbone_and_distances_to_15_A(tmp_path):
     config.pretrain.num_steps, config.pretrain.steps_per_validation = 20, 10
     config.stability.evaluate_threshold_A = 100.0  # so poor a model lets atoms fly apart at once
     config.observable.width_A, config.observable.smearing_A = 0.1, 0.1
+    config.observable.by_separation, config.observable.bond_weight = True, 1.0
     config.stable.num_replicas, config.stable.max_epochs = 2, 1
     config.stable.steps_per_epoch, config.stable.steps_per_frame = 20, 10
     config.stable.max_simulation_ps = 0.02

@@ -171,3 +171,17 @@ def test_species_may_be_traced():
     found = jax.jit(jax.vmap(energy))(jnp.array([[8, 1, 1], [7, 1, 1]]))
     np.testing.assert_allclose(found, [energy(SPECIES), energy(np.array([7, 1, 1]))], rtol=1e-5)
     assert abs(float(found[0] - found[1])) > 1e-4
+
+
+def test_an_ensemble_is_the_mean_of_its_members_in_every_form(bound):
+    potential, _ = bound
+    members = [potential.init(jax.random.key(seed)) for seed in range(3)]
+    together = forms.ensemble(potential)
+    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
+    expected = np.mean([potential.atom_energies(one, POSITION) for one in members], axis=0)
+    np.testing.assert_allclose(together.atom_energies(params, POSITION), expected, rtol=1e-5)
+    lists = dict(skin=0.5, num_pairs=3)
+    for form in (together.fast(), together.with_lists(**lists), together.fast().with_lists(**lists)):
+        np.testing.assert_allclose(form.energy(params, POSITION), expected.sum(), rtol=1e-5)
+    first = together.init(jax.random.key(0))
+    np.testing.assert_allclose(together.energy(first, POSITION), potential.energy(members[0], POSITION), rtol=1e-5)

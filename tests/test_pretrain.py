@@ -88,3 +88,20 @@ def test_units_are_those_of_physics():
     assert units.thermal_energy(500.0) == pytest.approx(0.0430867, rel=1e-5)
     with pytest.raises(ValueError, match="`temperature_K` must be positive, got 0"):
         units.thermal_energy(0.0)
+
+
+def test_noise_on_positions_is_of_its_size_and_leaves_the_labels(spring):
+    """The loss of a model without parameters is that of the noisy positions."""
+    data = Labeled(jnp.zeros((2000, 4, 3)), jnp.arange(2000.0), jnp.ones((2000, 4, 3)))
+
+    def loss_fn(params, frames):
+        labels = jnp.sum(jnp.abs(frames.energy - data.energy)) + jnp.sum(jnp.abs(frames.force - 1))
+        return jnp.mean(frames.position**2) + params * labels, losses.LabelErrors(jnp.float32(0), jnp.float32(0))
+
+    init, step = pretraining(loss_fn, optax.sgd(0.0), average_decay=0.0, position_noise=0.2)
+    state, first = step(init(jnp.float32(1.0)), data)
+    _, second = step(state, data)
+    assert float(first.loss) == pytest.approx(0.04, rel=0.05)
+    assert float(first.loss) != float(second.loss), "every step draws anew"
+    _, same = pretraining(loss_fn, optax.sgd(0.0), average_decay=0.0)[1](state, data)
+    assert float(same.loss) == 0

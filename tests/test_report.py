@@ -46,6 +46,7 @@ def evaluation(failed_at, *, force_mae=0.2, is_finite=True, diffusivity=(0.2, 0.
         },
         energy_mae=np.asarray(0.2),
         force_mae=np.asarray(force_mae),
+        standard_error={"internal_temperature_K": np.asarray(1.5), "h_r_mae": np.asarray(np.nan)},
     )
 
 
@@ -67,6 +68,7 @@ def facts(**changes):
         structure_reference={"h_r": np.array([1.0, 0.1, 0.1])},
         profiles={"h_r": Profile(np.array([0.5, 1.0, 1.5]), "distances", "r (Å)", "h(r) (1/Å)", (0.0, 2.0))},
         measures=(Measure("h_r_mae", "h_r", "h(r) MAE <1/Å>", "1/Å", "{:.4f}", factor=10.0),),
+        mean_force=0.9,
     )
     return given._replace(**changes)
 
@@ -263,7 +265,7 @@ def test_an_entry_of_the_course_has_each_figure_under_its_own_name():
 
 def test_a_record_says_how_often_learning_went_wrong():
     _, runs = made()
-    fine = {"phase": "learning", "num_rollbacks": 0, "gives_up": False}
+    fine = {"phase": "learning", "num_rollbacks": 0, "gives_up": False, "qm_force_mae_eV_per_A": 0.1}
     course = [{"phase": "simulating"}, fine, fine | {"num_rollbacks": 2}]
     for more, line in (
         (course, "learning went wrong and went back to earlier parameters 2 times, with a smaller rate"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stablejax import stability, topology
-from stablejax.space import OPEN, Pairs, periodic
+from stablejax.space import OPEN, Pairs, all_pairs, periodic
 from stablejax.types import Frame
 
 TRIANGLE = jnp.array([[0.0, 0, 0], [3.0, 0, 0], [0, 4.0, 0]])  # sides 3, 4, 5
@@ -104,3 +104,31 @@ def test_criteria_of_velocity_force_and_energy():
     for criterion, field in ((hot, "velocity"), (stability.largest_force(threshold=1.0), "force")):
         with pytest.raises(ValueError, match=f"expected frames with `{field}`, got none"):
             criterion(Frame(frame.position))
+
+
+def test_distances_beyond_those_of_the_reference_violate_on_either_side():
+    ranges = topology.Ranges(all_pairs(3), np.array([2.5, 3.5, 4.0]), np.array([3.2, np.inf, 5.5]))
+    criterion = stability.distance_range(ranges, margin=0.25)
+    for second, third, expected in ((3.0, 4.0, -0.2), (3.6, 4.0, 0.4), (2.0, 4.0, 0.5), (3.0, 3.2, 0.3)):
+        frame = Frame(jnp.array([[0.0, 0, 0], [second, 0, 0], [0, third, 0]]))
+        assert float(criterion(frame)) == pytest.approx(expected - 0.25, abs=1e-5), (second, third)
+    far = stability.distance_excess(ranges)(Frame(jnp.array([[0.0, 0, 0], [3.0, 0, 0], [0, 90.0, 0]])))
+    assert float(far[1]) < 0, "a contact has no upper bound"
+
+
+def test_excess_in_a_cell_is_that_of_the_nearest_image():
+    ranges = topology.Ranges(all_pairs(2), np.array([2.0]), np.array([3.0]))
+    position = jnp.array([[0.5, 0, 0], [11.0, 0, 0]])
+    for space, expected in ((CELL, 0.5), (OPEN, 7.5)):
+        assert float(stability.distance_excess(ranges, space=space)(Frame(position))[0]) == pytest.approx(expected)
+
+
+def test_soft_violation_is_the_fraction_of_violating_frames_for_a_narrow_width():
+    values = jnp.linspace(-1, 1, 201)
+    soft = stability.soft_violation(lambda frame: frame.position, width=0.05)
+    found = np.asarray(soft(Frame(values)))
+    assert found[100] == pytest.approx(0.5)
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(-np.asarray(values) / 0.05)), rtol=1e-4)
+    assert found.mean() == pytest.approx(0.5, abs=1e-3)
+    with pytest.raises(ValueError, match="expected a positive width, got 0.0"):
+        stability.soft_violation(lambda frame: frame.position, width=0.0)

@@ -153,3 +153,10 @@ def test_observables_of_wrapped_frames_are_those_of_whole_molecules():
 def test_a_molecule_without_bonds_has_no_mean_bond_length():
     with pytest.raises(ValueError, match="expected a bond in every molecule, got none in 1"):
         structure.molecule_bond_lengths(Pairs(np.array([0]), np.array([1])), np.array([0, 0, 1]))
+
+
+def test_largest_value_by_molecule_is_of_pairs_within_and_between():
+    pairs, molecule = Pairs(np.array([0, 0, 1]), np.array([1, 2, 3])), np.array([0, 0, 1, 2])
+    observable = structure.largest_by_molecule(lambda frame: frame.position, pairs, molecule)
+    np.testing.assert_array_equal(observable(Frame(jnp.array([1.0, -3.0, 0.5]))), [1.0, -3.0, 0.5])
+    np.testing.assert_array_equal(observable(Frame(jnp.array([-4.0, -3.0, 0.5]))), [0.5, -3.0, 0.5])

@@ -125,3 +125,35 @@ def test_wrapped_molecules_are_made_whole():
     moved = (mended - wrapped) / 8.0
     np.testing.assert_allclose(moved, np.round(moved), atol=1e-9)
     assert topology.make_whole(whole, bonds, OPEN) is whole
+
+
+def test_ranges_are_of_each_bond_and_angle_and_of_contacts_by_elements():
+    """Propane-like chain H–C–C–C–H with one more hydrogen on the first carbon, in two frames."""
+    bonds = Pairs(np.array([0, 1, 2, 3, 1]), np.array([1, 2, 3, 4, 5]))
+    species = np.array([1, 6, 6, 6, 1, 1])
+    rng = np.random.default_rng(0)
+    position = np.arange(6)[:, None] * np.array([1.5, 0, 0]) + rng.normal(size=(250, 6, 3)) * 0.1
+    ranges = topology.distance_ranges(position.astype(np.float32), species, bonds)
+    pairs = list(zip(ranges.pairs.first.tolist(), ranges.pairs.second.tolist(), strict=True))
+    assert len(pairs) == 15
+    distance = np.linalg.norm(position[:, ranges.pairs.first] - position[:, ranges.pairs.second], axis=-1)
+    near = [(0, 1), (1, 2), (2, 3), (3, 4), (1, 5), (0, 2), (1, 3), (2, 4), (0, 5), (2, 5)]
+    for number, pair in enumerate(pairs):
+        if pair in near:
+            assert ranges.shortest[number] == pytest.approx(distance[:, number].min(), abs=1e-5)
+            assert ranges.longest[number] == pytest.approx(distance[:, number].max(), abs=1e-5)
+        else:
+            assert np.isinf(ranges.longest[number])
+    hydrogens = [pairs.index(pair) for pair in ((0, 4), (4, 5))]
+    np.testing.assert_allclose(ranges.shortest[hydrogens], distance[:, hydrogens].min(), rtol=1e-6)
+
+
+def test_torsions_are_about_bonds_that_are_in_no_ring():
+    """Toluene's heavy atoms with one hydrogen on the methyl group: a ring of six, 6 on 0, 7 on 6."""
+    ring = [(i, (i + 1) % 6) for i in range(6)]
+    first, second = np.array([*ring, (0, 6), (6, 7)]).T
+    quads = topology.torsions(Pairs(first, second), 8)
+    assert len(quads) == 1
+    assert set(quads[0, 1:3].tolist()) == {0, 6}
+    assert quads[0, 0] in (1, 5) and quads[0, 3] == 7
+    assert topology.torsions(Pairs(np.array([0]), np.array([1])), 2).shape == (0, 4)

@@ -78,3 +78,17 @@ def test_diffusivity_is_a_sixth_of_the_slope():
     msd = 2.0 + 12.0 * 0.25 * np.arange(20)
     found = transport.diffusivity_of_displacement(msd, spacing=0.25, first=1.0, last=4.0)
     assert float(found) == pytest.approx(2.0)
+
+
+def test_torsion_transitions_count_changes_of_sector_once_each():
+    """A torsion that turns by 30° from frame to frame passes three boundaries in a whole turn of twelve frames."""
+    angle = np.deg2rad(30 * np.arange(13) + 5)
+    end = np.stack([np.ones(13), np.cos(angle), np.sin(angle)], axis=1)
+    fixed = np.broadcast_to(np.array([[0.0, 1, 0], [0, 0, 0], [1, 0, 0]]), (13, 3, 3))
+    position = jnp.asarray(np.concatenate([fixed, end[:, None]], axis=1))
+    quads = np.array([[0, 1, 2, 3]])
+    assert float(transport.torsion_transitions(position, quads)[0]) == pytest.approx(3 / 12)
+    assert float(transport.torsion_transitions(position, quads, num_sectors=4)[0]) == pytest.approx(4 / 12)
+    still = jnp.broadcast_to(position[:1], position.shape)
+    assert float(transport.torsion_transitions(still, quads)[0]) == 0
+    assert float(transport.torsion_transitions(position, np.zeros((0, 4), int))[0]) == 0

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny as tiny_config
 
 from experiments import checkpoints, pipeline, systems
 from experiments.configs import water as water_config
@@ -65,13 +66,14 @@ def tiny(data, run_dir):
     config.observable.stop_A, config.observable.width_A = 4.6, 0.1
     config.stable.num_replicas, config.stable.num_cycles, config.stable.max_epochs = 4, 1, 2
     config.stable.steps_per_epoch, config.stable.steps_per_frame = 20, 2
-    config.stable.max_unstable = 0.25
     config.stable.max_simulation_ps = 0.2
     config.evaluate.num_replicas = 4
     config.evaluate.horizon_ps, config.evaluate.chunk_ps = 0.08, 0.04
     config.evaluate.frame_spacing_fs, config.evaluate.vacf_window_fs = 2.0, 10.0
     config.evaluate.displacement_ps, config.evaluate.green_kubo_ps = 0.03, 0.02
     config.evaluate.diffusion_from_ps = 0.01
+    tiny_config.plain(config)
+    config.stable.max_unstable = 0.25
     return config
 
 

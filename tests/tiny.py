@@ -19,7 +19,16 @@ def get_config():
     config.stable.num_replicas = 4
     config.stable.steps_per_epoch, config.stable.steps_per_frame = 20, 10
     config.stable.num_cycles, config.stable.max_epochs = 2, 2
+    plain(config)
     config.evaluate.num_replicas = 4
     config.evaluate.horizon_ps, config.evaluate.chunk_ps = 0.04, 0.02
     config.evaluate.vacf_window_fs = 10.0
     return config
+
+
+def plain(config):
+    """Learning without the recipe, which takes longer to compile and has a test of its own."""
+    config.stable.optimizer, config.stable.learning_rate = "adam", 1e-4
+    config.stable.max_unstable, config.stable.target_ratio = 0.5, 0.0
+    config.stable.restarts = config.stable.returns_best = False
+    config.stable.max_held_out_error = config.evaluate.horizon_ratio = 0.0

@@ -1,12 +1,12 @@
-"""One step of learning by each rule, from the same samples: what it does to failures it has not seen, and elsewhere.
+"""One step of learning by each rule and from each signal: what it does to failures it has not seen, and elsewhere.
 
     python -m experiments.benchmarks.steps
-    python -m experiments.benchmarks.steps --seed 1 --iterations 8,24
+    python -m experiments.benchmarks.steps --systems=aspirin --seed=1 --iterations=8,24
 
-Replicas of a pretrained potential run until half of them have failed, are rewound, and give the samples of one epoch.
-Each rule makes its first step from half of the replicas; the other half shows whether the step generalizes. `rise` is
-the median change of the energy of frames that violate the criterion of training, over the mean change of frames of
-replicas that stayed stable; `spread` is the standard deviation of the change of the latter, which should stay.
+Replicas of a pretrained potential run until enough of them have failed, are rewound, and give the samples of one epoch.
+Each step is made from half of the replicas; the other half shows whether it generalizes. `rise` is the median change of
+the energy of frames that violate the criterion of training, over the mean change of frames of replicas that stayed
+stable; `spread` is the standard deviation of the change of the latter, which should stay.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def rows_of(name: str, seen: Half, unseen: Half, changes: tuple[np.ndarray, np.n
     return rows
 
 
-def sampled(system, settings, params, num_replicas: int, seed: int) -> tuple[Half, Half]:
+def sampled(system, settings, params, num_replicas: int) -> tuple[Half, Half]:
     """Samples of one epoch of learning, from rewound replicas.
 
     Args:
@@ -77,17 +77,15 @@ def sampled(system, settings, params, num_replicas: int, seed: int) -> tuple[Hal
       settings: of StABlE training.
       params: pretrained.
       num_replicas: R.
-      seed: of velocities and noise.
     """
     import jax
 
-    from experiments.systems import base
+    from experiments.stages import stabilize
     from stablejax import stable
     from stablejax.simulate import make_engine
 
     training = stable.build(system.problem, settings, execution=system.execution._replace(donates=False))
-    starts = system.data.starts(system.data.split.train, num_replicas)
-    state = training.init(base.key_for(seed, "stable"), params, starts)
+    state = stabilize.start(settings, system, params, num_replicas=num_replicas, training=training)
     while int(state.phase) == stable.SIMULATE:
         state, _ = training.simulate(state)
     engine, learning = make_engine(system.problem, settings.simulation, system.execution), settings.learning
@@ -107,24 +105,22 @@ def sampled(system, settings, params, num_replicas: int, seed: int) -> tuple[Hal
     return halves(*(np.asarray(array) for array in sample(params, state.simulation.rewound)))
 
 
-def rules_of(system, settings, iterations: list[int]) -> dict[str, Any]:
-    """The rules that are compared, by name: those of Equation 7 with the config's Adam and the paper's SGD, and ours.
+def rules_of(system, iterations: list[int]) -> dict[str, Any]:
+    """The rules that are compared, by name: Adam and the paper's SGD on the sum of Equation 7, and ours.
 
     Args:
       system: what is trained.
-      settings: of StABlE training.
       iterations: of conjugate gradients, a rule each.
     """
     import optax
 
     from stablejax import natural, updates
 
-    optimization = settings.learning.optimization
-    clipped = updates.clipped_sum(optimization.qm_weight, max_norm=optimization.observable_clip_norm)
-    paper = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1e-3))
+    clip = optax.clip_by_global_norm(1.0)
+    clipped = updates.clipped_sum(QM_WEIGHT, max_norm=15.0)
     rules = {
-        "adam": updates.by_optimizer(optimization.optimizer, clipped),
-        "paper": updates.by_optimizer(paper, updates.weighted_sum(10.0)),
+        "adam": updates.by_optimizer(optax.chain(clip, optax.adam(1e-4)), clipped),
+        "paper": updates.by_optimizer(optax.chain(clip, optax.sgd(1e-3)), updates.weighted_sum(QM_WEIGHT)),
     }
     for number in iterations:
         region = natural.TrustRegion(num_iterations=number)
@@ -134,10 +130,54 @@ def rules_of(system, settings, iterations: list[int]) -> dict[str, Any]:
     return rules
 
 
-def gradients_at(system, params, seen: Half) -> tuple[Any, Any]:
+QM_WEIGHT = 10.0
+"""λ of Equation 7."""
+SIGNALS: dict[str, dict[str, Any]] = {
+    "violation": {"observable.violation_weight": 1.0},
+    "h(r)": {"observable.weight": 1.0, "observable.by_element": False},
+    "h(r) by element": {"observable.weight": 1.0},
+    "h(r) by element and separation": {"observable.weight": 1.0, "observable.by_separation": True},
+    "bond variances": {"observable.bond_weight": 1.0},
+    "bond angles": {"observable.others": "bond_angles=1"},
+    "bond lengths": {"observable.length_weight": 1.0},
+    "smallest distance": {"observable.distance_weight": 1.0},
+}
+"""Observables, by fields of the config; each in units of its fluctuations in the reference."""
+NOTHING: dict[str, Any] = {
+    "observable.violation_weight": 0.0,
+    "observable.weight": 0.0,
+    "observable.bond_weight": 0.0,
+    "observable.others": "",
+    "observable.length_weight": 0.0,
+    "observable.distance_weight": 0.0,
+}
+ENTROPY = "relative entropy"
+
+
+def problems_of(config) -> dict[str, Any]:
+    """The problem with each signal that the system has, by its name.
+
+    Args:
+      config: of the experiment.
+    """
+    from experiments import systems
+    from experiments.configs import check
+
+    known, found = {name for name, _ in check.fields(config)}, {}
+    for name, fields in SIGNALS.items():
+        if not fields.keys() <= known:
+            continue
+        one = config.copy_and_resolve_references()
+        one.update_from_flattened_dict({field: value for field, value in NOTHING.items() if field in known} | fields)
+        found[name] = systems.build(one).problem
+    return found
+
+
+def evaluated(problem, system, params, seen: Half) -> tuple[Any, Any]:
     """Both losses with their gradients, and what the rules are given: `updates.Evaluated` and `updates.Seen`.
 
     Args:
+      problem: with its observables.
       system: what is trained.
       params: pretrained.
       seen: samples that the gradient of the observables is of.
@@ -147,63 +187,138 @@ def gradients_at(system, params, seen: Half) -> tuple[Any, Any]:
 
     from stablejax.boltzmann import boltzmann_value_and_grad
     from stablejax.losses import observable_loss
+    from stablejax.neighborhoods import balanced_subsample
     from stablejax.types import Frame
-    from stablejax.updates import Evaluated, Seen
 
-    problem, observables = system.problem, system.problem.observables
     value_and_grad = boltzmann_value_and_grad(
-        observable_loss(observables.reference, observables.weight),
+        observable_loss(problem.observables.reference, problem.observables.weight),
         problem.energies(),
-        observables.fn,
+        problem.observables.fn,
         kT=problem.kT,
         chunk_size=system.execution.chunk_size,
     )
-    frames = system.data.labeled(system.data.split.train)
     samples, is_valid = Frame(jnp.asarray(seen.position)), jnp.asarray(seen.is_valid)
-    loss, gradient = jax.jit(lambda p, samples, mask: value_and_grad(p, samples, mask=mask))(params, samples, is_valid)
-    (qm_loss, errors), qm_gradient = jax.jit(jax.value_and_grad(problem.qm_loss(), has_aux=True))(params, frames)
-    evaluated = Evaluated(loss, gradient, qm_loss, errors, qm_gradient, jnp.bool(True))
-    return evaluated, Seen(samples, is_valid, jnp.asarray(seen.is_stable), frames)
+    counted: Any = is_valid
+    if problem.subsample is not None:
+        value_fn, num_bins, per_bin = problem.subsample
+        value = jax.jit(jax.vmap(value_fn))(samples)
+        everywhere = jnp.broadcast_to(is_valid[:, None], value.shape)
+        counted, _ = balanced_subsample(jax.random.key(0), value, everywhere, num_bins=num_bins, per_bin=per_bin)
+    loss, gradient = jax.jit(lambda p, samples, mask: value_and_grad(p, samples, mask=mask))(params, samples, counted)
+    return with_static(system, params, samples, counted, seen, loss, gradient)
 
 
-def compare(system, settings, params, both: tuple[Half, Half], iterations: list[int]) -> list[dict]:
-    """Rows of all rules.
+def relative_entropy(system, params, seen: Half) -> tuple[Any, Any]:
+    """The same for the relative entropy to the reference, ∇ = β (⟨∂U⟩_ref − ⟨∂U⟩_θ) (Shell 2008), up to a constant.
 
     Args:
       system: what is trained.
-      settings: of StABlE training.
       params: pretrained.
-      both: samples that steps are made from, and others.
-      iterations: see `rules_of`.
+      seen: samples of the potential.
     """
     import jax
     import jax.numpy as jnp
-    import optax
 
-    from experiments.stages import evaluate
+    from stablejax.reweighting import sample_energies
+    from stablejax.types import Frame
 
-    problem, test = system.problem, system.data.split.test
-    evaluated, given = gradients_at(system, params, both[0])
+    problem, reference = system.problem, system.data.reference_position
+    chosen = jnp.asarray(reference[np.linspace(0, len(reference) - 1, len(seen.position)).astype(int)])
+    samples, is_valid = Frame(jnp.asarray(seen.position)), jnp.asarray(seen.is_valid)
+    energies = sample_energies(problem.potential.energy, chunk_size=system.execution.chunk_size)
 
-    @jax.jit
-    def energies(params, position):
-        one = lambda x: problem.potential.energy(params, x)  # noqa: E731
-        return jax.lax.map(one, position, batch_size=system.execution.chunk_size)
+    def loss_fn(params):
+        of_samples = energies(params, samples.position)
+        mean = jnp.sum(jnp.where(is_valid, of_samples, 0)) / jnp.sum(is_valid)
+        return (jnp.mean(energies(params, chosen)) - mean) / problem.kT
 
-    first = [np.asarray(energies(params, half.position)) for half in both]
-    first_errors = evaluate.label_errors(system, params, test)
-    rows = []
-    for name, rule in rules_of(system, settings, iterations).items():
-        step = jax.jit(rule.step)(rule.init(params), params, evaluated, given, jnp.float32(1))
+    loss, gradient = jax.jit(jax.value_and_grad(loss_fn))(params)
+    return with_static(system, params, samples, is_valid, seen, loss, gradient)
+
+
+def with_static(system, params, samples, mask, seen: Half, loss, gradient) -> tuple[Any, Any]:
+    """A loss of samples and its gradient, with those of the static data set."""
+    import jax
+    import jax.numpy as jnp
+
+    from stablejax.updates import Evaluated, Seen
+
+    frames = system.data.labeled(system.data.split.train)
+    (qm_loss, errors), qm_gradient = jax.jit(jax.value_and_grad(system.problem.qm_loss(), has_aux=True))(params, frames)
+    both = Evaluated(loss, gradient, qm_loss, errors, qm_gradient, jnp.bool(True))
+    return both, Seen(samples, mask, jnp.asarray(seen.is_stable), frames)
+
+
+class Comparison:
+    """Steps from one set of samples of a system, and what they do."""
+
+    def __init__(self, system, params, both: tuple[Half, Half]):
+        import jax
+
+        from experiments.stages import evaluate
+        from stablejax.reweighting import sample_energies
+
+        self._system, self._params, self._both = system, params, both
+        energies = sample_energies(system.problem.potential.energy, chunk_size=system.execution.chunk_size)
+        self._energies = jax.jit(energies)
+        self._first = [np.asarray(self._energies(params, half.position)) for half in both]
+        self._first_errors = evaluate.label_errors(system, params, system.data.split.test)
+
+    def rows(self, rule, name: str, given: tuple[Any, Any]) -> list[dict]:
+        """Of one step.
+
+        Args:
+          rule: that makes it.
+          name: of the rule or the signal.
+          given: losses with gradients, and samples.
+        """
+        import jax
+        import jax.numpy as jnp
+        import optax
+
+        from experiments.stages import evaluate
+
+        system, params = self._system, self._params
+        step = jax.jit(rule.step)(rule.init(params), params, *given, jnp.float32(1))
         moved = optax.apply_updates(params, step.change)
-        now = [np.asarray(energies(moved, half.position)) for half in both]
-        seen, unseen = ((after - before) / problem.kT for before, after in zip(first, now, strict=True))
-        rows += rows_of(name, *both, (seen, unseen))
-        errors = evaluate.label_errors(system, moved, test)
+        now = [np.asarray(self._energies(moved, half.position)) for half in self._both]
+        seen, unseen = ((after - before) / system.problem.kT for before, after in zip(self._first, now, strict=True))
+        rows = rows_of(name, *self._both, (seen, unseen))
+        errors = evaluate.label_errors(system, moved, system.data.split.test)
         for metric in ("force_mae", "energy_mae"):
-            change = float(getattr(errors, metric) / getattr(first_errors, metric) - 1)
+            change = float(getattr(errors, metric) / getattr(self._first_errors, metric) - 1)
             rows.append({"metric": f"held_out_{metric}_change", "value": change, "rule": name})
-        records.show(rows, rule=name)
+        return rows
+
+
+def compare(config, iterations: list[int]) -> list[dict]:
+    """Rows of all rules with the system's own observables, and of all signals with the last rule.
+
+    Args:
+      config: of the experiment.
+      iterations: see `rules_of`.
+    """
+    from experiments import systems
+    from experiments.progress import Progress
+    from experiments.stages import pretrain, stabilize
+
+    system = systems.build(config)
+    params = pretrain.run_pretraining(pretrain.settings_of(config), system, Progress(ROOT / "unused", is_silent=True))
+    both = sampled(system, stabilize.settings_of(config, system), params, config.stable.num_replicas)
+    comparison, rules, rows = Comparison(system, params, both), rules_of(system, iterations), []
+
+    def add(rule, name: str, kind: str, given) -> None:
+        about = {"system": config.name, "kind": kind}
+        found = [row | about for row in comparison.rows(rule, name, given)]
+        records.show(found, rule=name)
+        rows.extend(found)
+
+    for name, rule in rules.items():
+        add(rule, name, "rule", evaluated(system.problem, system, params, both[0]))
+    last = list(rules.values())[-1]
+    for name, problem in problems_of(config).items():
+        add(last, name, "signal", evaluated(problem, system, params, both[0]))
+    add(last, ENTROPY, "signal", relative_entropy(system, params, both[0]))
     return rows
 
 
@@ -211,25 +326,21 @@ def main() -> None:
     """Pretrain, sample, compare, and write the record."""
     parser = records.parser(__doc__ or "")
     parser.set_defaults(json=ROOT / "experiments" / "results" / "steps.json")
+    known = ("aspirin", "ac_ala3_nhme", "water")
+    parser.add_argument("--systems", type=records.names(known), default=list(known), help="whose defaults are compared")
     parser.add_argument("--seed", type=int, default=0, help="of the experiment")
-    parser.add_argument("--iterations", type=records.numbers, default=[3, 8, 24], help="of conjugate gradients")
+    parser.add_argument("--iterations", type=records.numbers, default=[4, 16], help="of conjugate gradients")
     given = parser.parse_args()
     cli.configure(host_devices=0)
 
-    from experiments import systems
-    from experiments.configs import aspirin
-    from experiments.progress import Progress
-    from experiments.stages import pretrain, stabilize
+    from importlib import import_module
 
-    config = aspirin.get_config()
-    config.seed = given.seed
-    config.stable.steps_per_frame = 50  # more frames, so that more of them violate the criterion
-    system = systems.build(config)
-    params = pretrain.run_pretraining(pretrain.settings_of(config), system, Progress(ROOT / "unused", is_silent=True))
-    settings = stabilize.settings_of(config, system)
-    both = sampled(system, settings, params, config.stable.num_replicas, config.seed)
-    rows = compare(system, settings, params, both, given.iterations)
-    records.keep(given, "benchmarks.steps", rows)
+    rows = []
+    for name in given.systems:
+        config = import_module(f"experiments.configs.{name}").get_config()
+        config.seed = given.seed
+        rows += compare(config, given.iterations)
+        records.keep(given, "benchmarks.steps", rows)
 
 
 if __name__ == "__main__":

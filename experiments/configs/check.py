@@ -39,8 +39,8 @@ CONSTRAINTS: dict[str, Constraint] = {
                 "data.num_train data.num_validation data.num_test pretrain.num_steps pretrain.batch_size "
                 "pretrain.plateau_patience pretrain.steps_per_validation stable.num_replicas stable.steps_per_epoch "
                 "stable.steps_per_frame stable.num_cycles stable.max_epochs stable.max_updates stable.max_rounds "
-                "stable.plateau_patience stable.qm_batch_size stable.num_iterations evaluate.num_replicas "
-                "observable.molecules_per_neighborhood observable.per_bin "
+                "stable.plateau_patience stable.qm_batch_size stable.num_iterations stable.anchor_atoms "
+                "evaluate.num_replicas observable.molecules_per_neighborhood observable.per_bin "
                 "model.num_features model.num_filters model.num_blocks model.num_gaussians model.num_layers "
                 "model.num_basis model.radial_width model.atom_size model.edge_size model.triplet_size "
                 "model.bilinear_size model.num_spherical model.num_radial"
@@ -52,7 +52,7 @@ CONSTRAINTS: dict[str, Constraint] = {
                 "seed host_devices cluster.num_processes cluster.process data.num_reference md.table_intervals "
                 "md.replica_batch stable.max_rollbacks stable.max_failures stable.jackknife_blocks "
                 "evaluate.max_failures evaluate.trajectory "
-                "stable.estimator_chunk stable.num_anchors observable.num_bins "
+                "stable.estimator_chunk observable.num_bins "
                 "model.max_degree"
             ),
         ),
@@ -65,8 +65,9 @@ CONSTRAINTS: dict[str, Constraint] = {
                 "stability.train_threshold_A stability.learn_threshold_A stability.evaluate_threshold_A "
                 "stability.evaluate_threshold "
                 "stability.window_ps stability.look_fs stability.bond_threshold_A observable.stop_A observable.width_A "
-                "observable.smearing_A observable.distance_stop_A observable.distance_width_A evaluate.horizon_ps "
-                "evaluate.frame_spacing_fs evaluate.chunk_ps evaluate.vacf_window_fs evaluate.displacement_ps "
+                "observable.smearing_A observable.violation_width_A observable.distance_stop_A "
+                "observable.distance_width_A evaluate.horizon_ps evaluate.frame_spacing_fs evaluate.chunk_ps "
+                "evaluate.vacf_window_fs evaluate.displacement_ps "
                 "evaluate.green_kubo_ps model.cutoff_A"
             ),
         ),
@@ -75,7 +76,9 @@ CONSTRAINTS: dict[str, Constraint] = {
             (
                 "pretrain.energy_weight pretrain.force_weight stable.observable_clip_norm stable.clip_norm "
                 "stable.qm_weight stable.wanted_signal_to_noise observable.weight observable.bond_weight "
-                "observable.length_weight observable.distance_weight evaluate.diffusion_from_ps "
+                "observable.length_weight observable.distance_weight observable.violation_weight "
+                "stability.range_margin_A pretrain.weight_decay pretrain.position_noise_A "
+                "evaluate.diffusion_from_ps "
                 "stable.target_ratio stable.max_held_out_error evaluate.horizon_ratio"
             ),
         ),

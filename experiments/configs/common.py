@@ -51,6 +51,8 @@ def get_config() -> ConfigDict:
     pretrain.energy_weight = 0.05  # λ_U of Equation 3, per eV²
     pretrain.force_weight = 0.95  # λ_F of Equation 3, per (eV/Å)²
     pretrain.average_decay = 0.99  # of the moving average of the parameters, which is what is kept
+    pretrain.weight_decay = 0.0  # decoupled, of Adam, times the rate
+    pretrain.position_noise_A = 0.0  # standard deviation of the noise on the positions of every batch, Å
     pretrain.clip_norm = 10.0  # largest norm of the gradient, which is scaled down to it
     pretrain.steps_per_validation = 100  # optimizer steps between two validations
 
@@ -78,10 +80,10 @@ def get_config() -> ConfigDict:
     stable.optimizer = "sgd"  # of learning: sgd, adam, or natural, steps that change energies and forces least
     stable.learning_rate = 1e-3  # α, of sgd and adam
     stable.max_change = 0.15  # natural: of energies and forces on the anchors, rms, over the errors on the static set
-    stable.max_qm_loss = 1.0  # natural: bound on the loss on the static set, over that at the start
-    stable.num_anchors = 64  # natural: samples of stable replicas whose energies and forces should stay
-    stable.damping = 1e-3  # natural: of the metric, over its curvature along the gradient
-    stable.num_iterations = 8  # natural: of conjugate gradients
+    stable.max_qm_loss = 1.0  # natural: bound on the static set's loss in units of its errors, over that at the start
+    stable.anchor_atoms = 2000  # natural: in all frames whose energies and forces should stay
+    stable.damping = 1e-5  # natural: of the metric, over its curvature along the gradient
+    stable.num_iterations = 16  # natural: of conjugate gradients
     stable.rate_schedule = "constant"  # constant; cosine: to 0 over the max_epochs of a phase, on top of the plateau
     stable.observable_clip_norm = 0.0  # largest norm of the gradient of the observable loss, before it is added; 0: any
     stable.clip_norm = 1.0  # largest norm of the whole gradient; 0: any
@@ -105,9 +107,15 @@ def get_config() -> ConfigDict:
     stable.max_simulation_ps = 1000.0  # longest search for failures, ps of each replica in each cycle
 
     stability = config.stability = ConfigDict()  # criteria: when a simulation counts as unstable
+    stability.range_margin_A = 0.0  # of distances beyond the reference's, Å, in training; 0: they are not watched
     stability.others = ""  # further criteria of training, name=threshold, …: see CRITERIA of stablejax/named.py
 
     observable = config.observable = ConfigDict()  # averages over simulations that have to match the reference
+    observable.in_fluctuations = False  # whether every observable is in units of its fluctuations in the reference
+    observable.violation_weight = (
+        0.0  # of the squared mean violation of the criterion of training, less the reference's
+    )
+    observable.violation_width_A = 0.03  # within which the violation rises from 0 to 1, Å
     observable.others = ""  # further observables to train on, name=weight, …: see OBSERVABLES of stablejax/named.py
 
     evaluate = config.evaluate = ConfigDict()  # simulations before and after StABlE training

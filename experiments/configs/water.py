@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from experiments.configs import water_paper
+from experiments.configs import recipe, water_paper
 from experiments.configs.models import schnet
 
 
 def get_config() -> ConfigDict:
-    """What differs from the paper's settings is scaled down; the criterion is not."""
+    """What differs from the paper's settings is scaled down, and the recipe; the criterion of stability is not."""
     config = water_paper.get_config()
     config.name = "water"
     config.data.num_train = 100
@@ -18,37 +18,11 @@ def get_config() -> ConfigDict:
 
     with config.unlocked():
         config.model = schnet.get_config()
-
     config.pretrain.num_steps = 3000
     config.pretrain.batch_size = 2
-    config.pretrain.learning_rate = 2e-3
-    config.pretrain.average_decay = 0.99
-    config.pretrain.schedule = "cosine"
-
-    # For the structure, as the data set was made; one Nosé–Hoover chain samples a whole box slowly.
-    config.md.thermostat = "langevin"
-    config.md.damping_time_fs = 1000.0
+    recipe.apply(config)
     config.md.replica_batch = 1
-
-    # The mean bond length hardly changes when a hydrogen comes too close to another molecule; the smallest distances
-    # between molecules do, below the shortest of the reference.
-    config.observable.length_weight = 1000.0
-    config.observable.distance_weight = 300.0
-    config.observable.distance_stop_A = 1.3
-
-    # Short learning phases: a few epochs remove the failures found, and the next ones have to be searched for.
     config.stable.num_replicas = 12
-    config.stable.steps_per_frame = 20
-    config.stable.max_unstable = 0.33
-    config.stable.min_unstable = 0.1
-    config.stable.num_cycles = 5
-    config.stable.max_epochs = 6
-    config.stable.optimizer = "adam"
-    # Adam's first updates are of this size for every parameter, whatever its gradient: larger ones cost structure.
-    config.stable.learning_rate = 3e-5
-    config.stable.observable_clip_norm = 15.0
-    config.stable.qm_weight = 15.0
-    config.stable.qm_batch_size = 100
     config.stable.max_simulation_ps = 12.0
 
     config.evaluate.num_replicas = 16

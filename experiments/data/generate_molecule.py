@@ -5,7 +5,7 @@
     python -m experiments.data.generate_molecule aspirin --work DIR --assemble experiments/data/aspirin_gfn2.npz
 
 The first command runs the independent trajectories (about 45 minutes of one core in all for aspirin, two hours for
-`ac_ala3_nhme`) and writes each to `DIR/trajectory_K.npz` when it ends, so an interrupted run resumes with the missing
+`ac_ala3_nhme`, minutes for the small ones) and writes each to `DIR/trajectory_K.npz` when it ends, so an interrupted run resumes with the missing
 ones. The second joins them, checks the result and writes the data set with its card.
 """
 
@@ -38,6 +38,8 @@ class Molecule(NamedTuple):
 MOLECULES = {
     "aspirin": Molecule("Aspirin", "CC(=O)Oc1ccccc1C(=O)O", 20, 1250, 0.1, 1),
     "ac_ala3_nhme": Molecule("Ac-Ala3-NHMe", "CC(=O)N[C@@H](C)C(=O)N[C@@H](C)C(=O)N[C@@H](C)C(=O)NC", 40, 630, 1.0, 4),
+    "thiophene": Molecule("Thiophene", "c1ccsc1", 20, 250, 0.1, 1),
+    "diethyl_ether": Molecule("Diethyl ether", "CCOCC", 20, 250, 0.1, 1),
 }
 TEMPERATURE_K = 500.0
 TIMESTEP_FS = 0.5

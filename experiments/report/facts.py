@@ -31,6 +31,7 @@ class Facts(NamedTuple):
     structure_reference: dict[str, np.ndarray]
     profiles: dict[str, Profile]  # by name of the structure
     measures: tuple[Measure, ...]
+    mean_force: float  # absolute component, of the test frames, eV/Å
 
 
 class Runs(NamedTuple):
@@ -67,6 +68,7 @@ def facts_of(config: ConfigDict, system: System) -> Facts:
         structure_reference=evaluation.structure_reference,
         profiles=evaluation.profiles,
         measures=evaluation.measures,
+        mean_force=data.mean_force,
     )
 
 

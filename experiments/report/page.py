@@ -84,8 +84,11 @@ LAST_ROWS = (
     ("diffusivity_green_kubo_1e-9_m2_per_s", "diffusivity by Green–Kubo (1e-9 m²/s)", "{:.2f}"),
     ("vacf_mae", "VACF MAE, mean over replicas", "{:.4f}"),
     ("vacf_mae_std_over_replicas", "VACF MAE, standard deviation over replicas", "{:.4f}"),
+    ("torsion_transitions_per_ps", "transitions of a torsion (1/ps)", "{:.2f}"),
     ("internal_temperature_K", "kinetic temperature while stable (K)", "{:.0f}"),
 )
+OF_MOTION = ("diffusivity", "torsion")
+"""Of metrics that are shown where the reference has them."""
 
 
 def _table(record: dict, measures: tuple[Measure, ...]) -> str:
@@ -93,7 +96,7 @@ def _table(record: dict, measures: tuple[Measure, ...]) -> str:
     lines = []
     for metric, label, form in (*FIRST_ROWS, *((m.metric, m.label, m.form) for m in measures), *LAST_ROWS):
         reference = find(metric, "reference")
-        if metric.startswith("diffusivity") and reference is None:
+        if metric.startswith(OF_MOTION) and reference is None:
             continue
         if reference is not None:
             label = f"{label}; reference {with_error(reference, form)}"

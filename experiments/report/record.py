@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments import disk, provenance
 from experiments.report.facts import Facts, Runs
-from experiments.stages.evaluate import Evaluation
+from experiments.stages.evaluate import TEMPERATURE, Evaluation
 from stablejax import metrics, survival, units
 from stablejax.observables import transport
 
@@ -24,6 +24,7 @@ def make_record(facts: Facts, runs: Runs, wall_s: dict[str, float], *, course: S
       course: of StABlE training, from which it is known how often learning went wrong. None: not recorded.
     """
     rows = measured_rows(facts, runs)
+    rows.append({"metric": "mean_force_eV_per_A", "value": facts.mean_force, "unit": "eV/Å"})
     if course is not None:
         rows += _learning_rows(course)
     rows += [
@@ -43,7 +44,11 @@ def make_record(facts: Facts, runs: Runs, wall_s: dict[str, float], *, course: S
 def _learning_rows(course: Sequence[dict]) -> list[dict]:
     """How often parameters were taken back, and whether training was given up for it."""
     learning = [entry for entry in course if entry["phase"] == "learning"]
-    return [
+    first = [
+        {"metric": "train_force_mae_eV_per_A", "value": entry["qm_force_mae_eV_per_A"], "unit": "eV/Å"}
+        for entry in learning[:1]
+    ]
+    return first + [
         {"metric": "num_rollbacks", "value": max((entry["num_rollbacks"] for entry in learning), default=0)},
         {"metric": "learning_given_up", "value": int(any(entry["gives_up"] for entry in learning))},
     ]
@@ -60,7 +65,9 @@ def measured_rows(facts: Facts, runs: Runs) -> list[dict]:
     for phase, run in (("before", runs.before), ("after", runs.after)):
         rows += [_median_row(phase, run), *_phase_rows(facts, phase, run)]
         rows += _vacf_rows(phase, run, runs.reference_motion)
+        rows += transition_rows(phase, run.motion, spacing_fs=facts.frame_spacing_fs)
         rows += diffusivity_rows(phase, run.motion, spacing_fs=facts.frame_spacing_fs, fit_ps=facts.fit_ps)
+    rows += transition_rows("reference", runs.reference_motion, spacing_fs=facts.frame_spacing_fs)
     rows += diffusivity_rows("reference", runs.reference_motion, spacing_fs=facts.frame_spacing_fs, fit_ps=facts.fit_ps)
     return rows + _comparison_rows(runs, facts.seed)
 
@@ -87,12 +94,14 @@ def _phase_rows(facts: Facts, phase: str, run: Evaluation) -> list[dict]:
         ("num_quarantined", (~run.is_finite).sum(), None),
         ("energy_mae_meV_per_atom", 1000 * run.energy_mae / facts.num_atoms, "meV"),
         ("force_mae_eV_per_A", run.force_mae, "eV/Å"),
-        ("internal_temperature_K", run.temperature_K, "K"),
+        (TEMPERATURE, run.temperature_K, "K"),
     ]
     for measure in facts.measures:
         error = measure.error_fn(run.structure[measure.name], facts.structure_reference[measure.name])
         values.append((measure.metric, measure.factor * error, measure.unit))
-    return [_row(metric, phase, value, unit) for metric, value, unit in values]
+    rows = [_row(metric, phase, value, unit) for metric, value, unit in values]
+    errors = {metric: float(error) for metric, error in run.standard_error.items()}
+    return [row | ({"error": errors[row["metric"]]} if row["metric"] in errors else {}) for row in rows]
 
 
 def _row(metric: str, phase: str, value, unit: str | None = None) -> dict:
@@ -106,9 +115,26 @@ def _vacf_rows(phase: str, run: Evaluation, reference_motion: dict[str, np.ndarr
     if not len(errors):
         return []
     return [
-        _row("vacf_mae", phase, errors.mean()),
+        _row("vacf_mae", phase, errors.mean()) | {"replicas": len(errors)},
         _row("vacf_mae_std_over_replicas", phase, errors.std()),
     ]
+
+
+def transition_rows(phase: str, motion: dict[str, np.ndarray], *, spacing_fs: float) -> list[dict]:
+    """Transitions of torsions, mean over replicas or windows with its 95 % interval; nothing for a liquid.
+
+    Args:
+      phase: before, after or reference.
+      motion: curves [replica, lag].
+      spacing_fs: between frames.
+    """
+    if "torsion_transitions" not in motion:
+        return []
+    mean = metrics.mean_interval(motion["torsion_transitions"][:, 0] * 1000 / spacing_fs)
+    if mean is None:
+        return []
+    interval = {"low": mean.low, "high": mean.high, "replicas": mean.num}
+    return [_row("torsion_transitions_per_ps", phase, mean.value, "1/ps") | interval]
 
 
 def diffusivity_rows(

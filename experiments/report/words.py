@@ -29,7 +29,8 @@ def summary(record: dict) -> list[str]:
         for metric, label, form, unit in SUMMARIZED
         if find(metric, "before") and find(metric, "after")
     ]
-    return [stability(find), "; ".join(parts), *_went_wrong(find)]
+    fails = [f"{phase}: {text}" for phase, text in record.get("what_fails", {}).items() if text]
+    return [stability(find), "; ".join(parts), *_went_wrong(find), *fails, *filter(None, [record.get("advice", "")])]
 
 
 def _went_wrong(find: Callable[..., Any]) -> list[str]:

@@ -18,14 +18,24 @@ from experiments.failures import FailureFile, Replayer, replayer
 from experiments.progress import Progress
 from experiments.run_directory import RunDirectory
 from experiments.stages import causes
-from experiments.stages.statistics import ChunkStatistics, Totals, added, mean_motion
+from experiments.stages.statistics import (
+    ChunkStatistics,
+    Totals,
+    added,
+    mean_motion,
+    mean_observables,
+    standard_error,
+)
 from experiments.systems import base
-from experiments.systems.base import System
+from experiments.systems.base import Evaluated, Measure, System
 from experiments.trajectories import TrajectoryFiles
 from stablejax import dynamics, forms, integrators, losses, survival, units
 from stablejax.dynamics import Replica
 from stablejax.integrators import Integrator
 from stablejax.types import Params
+
+TEMPERATURE = "internal_temperature_K"
+"""Its metric in the record."""
 
 
 class Evaluation(NamedTuple):
@@ -41,6 +51,7 @@ class Evaluation(NamedTuple):
     motion: dict[str, np.ndarray]  # [replica, lag] of whole windows; NaN for a replica without any
     energy_mae: np.ndarray  # [] eV, held-out frames
     force_mae: np.ndarray  # [] eV/Å
+    standard_error: dict[str, np.ndarray]  # [] of the temperature, K, and of each measure, by its metric
 
 
 class Schedule(NamedTuple):
@@ -122,10 +133,8 @@ def build(schedule: Schedule, system: System) -> Evaluator:
     @partial(jax.jit, donate_argnames=None if form.lists else "replicas")
     def run_chunk(prepared, replicas):
         replicas, stats = run_all(prepared, replicas)
-        total = jax.tree.map(lambda x: jnp.sum(x, axis=0), stats.total)
-        counts = dict(num_frames=jnp.sum(stats.num_frames), num_overflows=jnp.sum(stats.num_overflows))
         kept = {name: getattr(stats, name)[: schedule.num_trajectories] for name in ("position", "is_valid")}
-        return replicas, stats._replace(**counts, **kept, total=total)
+        return replicas, stats._replace(num_overflows=jnp.sum(stats.num_overflows), **kept)
 
     start = execution.map_replicas(
         lambda prepared, one: dynamics.init_replica(integrator, one[0], one[1], prepared, criterion)
@@ -176,18 +185,21 @@ def shape_of(evaluator: Evaluator, params: Params) -> Measured:
     return Measured(replicas, totals)
 
 
-def like(measured: Measured) -> Evaluation:
+def like(measured: Measured, measures: tuple[Measure, ...]) -> Evaluation:
     """Shapes and types of the results of an evaluation.
 
     Args:
       measured: from `shape_of`.
+      measures: of the system.
     """
     totals = measured.totals
     of_replicas, error = np.zeros(totals.num_windows.shape), np.zeros((), np.float32)
-    structure = {name: zeros for name, zeros in totals.total.items() if name != "temperature"}
+    structure = {name: zeros[0] for name, zeros in totals.total.items() if name != "temperature"}
     is_not = of_replicas.astype(bool)
     one = np.zeros(())
-    return Evaluation(of_replicas, is_not, is_not, one, one, one, structure, totals.motion, error, error)
+    errors = dict.fromkeys((TEMPERATURE, *(measure.metric for measure in measures)), one)
+    num_frames = totals.num_frames.sum()
+    return Evaluation(of_replicas, is_not, is_not, one, num_frames, one, structure, totals.motion, error, error, errors)
 
 
 def resumed(
@@ -214,7 +226,7 @@ def resumed(
     """
     directory.progress.stage(name.replace("_", " "))
     shape = shape_of(evaluator, params)
-    if (known := directory.result(name, like(shape))) is not None:
+    if (known := directory.result(name, like(shape, evaluator.system.evaluation.measures))) is not None:
         return known.tree, with_system(evaluator, evaluator.system.with_num_pairs(known.about["num_pairs"]))
     saved = directory.state(name, shape)
     if saved is not None:
@@ -341,12 +353,12 @@ def _report(progress: Progress, schedule: Schedule, done: int, replicas: Replica
 
 
 def _evaluation(evaluator: Evaluator, params: Params, replicas: Replica, totals: Totals) -> Evaluation:
-    if totals.num_frames == 0:
+    if totals.num_frames.sum() == 0:
         raise ValueError(
             f"no replica was stable until its first frame at {evaluator.schedule.frame_spacing_fs:g} fs, so there is "
             f"nothing to average; {_why(evaluator, params, replicas)}."
         )
-    structure = jax.tree.map(lambda total: total / totals.num_frames, totals.total)
+    structure = mean_observables(totals)
     errors = label_errors(evaluator.system, params, evaluator.system.data.split.test)
     step, is_unstable, is_finite = processes.to_host((replicas.step, replicas.is_unstable, replicas.is_finite))
     return Evaluation(
@@ -354,13 +366,28 @@ def _evaluation(evaluator: Evaluator, params: Params, replicas: Replica, totals:
         is_unstable=is_unstable,
         is_finite=is_finite,
         horizon_ps=np.asarray(evaluator.schedule.horizon_ps),
-        num_frames=totals.num_frames,
+        num_frames=totals.num_frames.sum(),
         temperature_K=np.asarray(structure.pop("temperature") / units.BOLTZMANN_EV_PER_K),
         structure=structure,
         motion=mean_motion(totals),
         energy_mae=np.asarray(errors.energy_mae),
         force_mae=np.asarray(errors.force_mae),
+        standard_error=_standard_errors(evaluator.system.evaluation, totals),
     )
+
+
+def _standard_errors(evaluation: Evaluated, totals: Totals) -> dict[str, np.ndarray]:
+    kelvin = lambda kT: float(kT) / units.BOLTZMANN_EV_PER_K  # noqa: E731
+    found = {TEMPERATURE: standard_error(totals, "temperature", kelvin)}
+    for measure in evaluation.measures:
+        reference = evaluation.structure_reference[measure.name]
+        figure = partial(_figure, measure, reference)
+        found[measure.metric] = standard_error(totals, measure.name, figure)
+    return found
+
+
+def _figure(measure: Measure, reference: np.ndarray, structure: np.ndarray) -> float:
+    return measure.factor * measure.error_fn(structure, reference)
 
 
 def _why(evaluator: Evaluator, params: Params, replicas: Replica) -> str:

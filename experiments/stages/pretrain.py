@@ -31,6 +31,7 @@ class Settings(NamedTuple):
     batch_size: int
     steps_per_validation: int
     average_decay: float  # of the moving average of parameters that is kept
+    position_noise: float  # Å
     min_rate_scale: float | None  # of a plateau, at which training ends; None: another schedule
     seed: int
 
@@ -63,6 +64,7 @@ def settings_of(config: ConfigDict) -> Settings:
         batch_size=settings.batch_size,
         steps_per_validation=settings.steps_per_validation,
         average_decay=settings.average_decay,
+        position_noise=settings.position_noise_A,
         min_rate_scale=settings.min_rate_scale if settings.schedule == "plateau" else None,
         seed=config.seed,
     )
@@ -187,6 +189,8 @@ def build(settings: Settings, system: System) -> Program:
         system.problem.qm_loss(),
         settings.optimizer,
         average_decay=settings.average_decay,
+        position_noise=settings.position_noise,
+        seed=settings.seed,
         axis_name=REPLICA_AXIS,
     )
 
@@ -223,15 +227,19 @@ def optimizer_of(settings: ConfigDict) -> optax.GradientTransformation:
       ValueError: there is no schedule of that name.
     """
     clip, rate = optax.clip_by_global_norm(settings.clip_norm), settings.learning_rate
+
+    def adam(rate) -> optax.GradientTransformation:
+        return optax.adamw(rate, weight_decay=settings.weight_decay) if settings.weight_decay else optax.adam(rate)
+
     if settings.schedule == "cosine":
-        return optax.chain(clip, optax.adam(optax.cosine_decay_schedule(rate, settings.num_steps)))
+        return optax.chain(clip, adam(optax.cosine_decay_schedule(rate, settings.num_steps)))
     if settings.schedule == "constant":
-        return optax.chain(clip, optax.adam(rate))
+        return optax.chain(clip, adam(rate))
     if settings.schedule == "plateau":
         plateau = optax.contrib.reduce_on_plateau(
             factor=settings.plateau_factor,
             patience=settings.plateau_patience,
             accumulation_size=settings.steps_per_validation,
         )
-        return optax.chain(clip, optax.adam(rate), plateau)
+        return optax.chain(clip, adam(rate), plateau)
     raise ValueError(f"config.pretrain.schedule has to be constant, cosine or plateau, got {settings.schedule!r}.")

@@ -26,6 +26,9 @@ from stablejax.stable import Settings, StableState
 from stablejax.types import Params
 from stablejax.uncertainty import samples_needed
 
+LEAST_ANCHORS = 16
+"""Frames, however many atoms they have."""
+
 Save = Callable[[StableState, list[dict], System], None]
 
 
@@ -62,7 +65,7 @@ def settings_of(config: ConfigDict, system: System) -> Settings:
 
 def _learning(settings: ConfigDict, system: System) -> Learning:
     optimization = Optimization(
-        optimizer=_optimizer(settings),
+        optimizer=_optimizer(settings, system.problem.potential.num_atoms),
         qm_weight=settings.qm_weight,
         qm_batch_size=settings.qm_batch_size,
         observable_clip_norm=settings.observable_clip_norm or math.inf,
@@ -93,7 +96,9 @@ def start(
     num_replicas: int,
     training: stable.StableTraining | None = None,
 ) -> StableState:
-    """The state at the start of StABlE training, from frames of the training set.
+    """The state at the start of StABlE training, from frames of the training and the validation set in turn.
+
+    Nothing is trained on the latter, so that failures are found which training frames alone do not lead to.
 
     Args:
       settings: from `settings_of`.
@@ -103,7 +108,9 @@ def start(
       training: for the system as it is, where it has been built already.
     """
     training = training or stable.build(system.problem, settings, execution=system.execution)
-    position = system.data.starts(system.data.split.train, num_replicas)
+    split, half = system.data.split, -(-num_replicas // 2)
+    pairs = np.stack([np.resize(split.train, half), np.resize(split.validation, half)], axis=1)
+    position = system.data.starts(pairs.ravel(), num_replicas)
     return training.init(base.key_for(settings.seed, "stable"), params, position)
 
 
@@ -190,6 +197,10 @@ class _Recorder:
         self._said: set[str] = set()
         self._cycle, self._epoch = int(state.cycle), int(state.learning.epoch)
 
+    @property
+    def _is_natural(self) -> bool:
+        return isinstance(self._settings.learning.optimization.optimizer, TrustRegion)
+
     def __call__(self, state: StableState, info: SimulateInfo | LearnInfo) -> None:
         cycle, epoch = self._cycle, self._epoch
         self._cycle, self._epoch = int(state.cycle), int(state.learning.epoch)
@@ -219,15 +230,17 @@ class _Recorder:
         if int(info.num_samples) == 0:
             self._say_once(f"no sample counts in an epoch of learning; {_why(self.system, state, info)}")
         if not bool(info.updates.used_observable):
-            self._say_once("fewer than 2 samples count, so the step is that of the static data alone")
+            instead = "nothing is changed" if self._is_natural else "the step is that of the static data alone"
+            self._say_once(f"fewer than 2 samples count, so {instead}")
         if int(info.fault) != NOTHING:
             self._progress.say(f"{FAULTS[int(info.fault)]}; {self._what_follows(info)}")
 
     def _what_follows(self, info: LearnInfo) -> str:
         if bool(info.gives_up):
+            rate = "max_change" if self._is_natural else "learning_rate"
             return (
                 f"StABlE training ends with the best parameters, after {int(info.num_rollbacks)} returns to earlier "
-                "ones: change config.stable.learning_rate"
+                f"ones: change config.stable.{rate}"
             )
         if int(info.fault) == STILL:
             return "the learning phase ends"
@@ -330,13 +343,13 @@ def _fraction_of_cycle(settings: Settings, entry: dict, epoch: int) -> float:
     return 0.25 + 0.75 * (epoch + 1) / settings.learning.max_epochs
 
 
-def _optimizer(settings: ConfigDict) -> optax.GradientTransformation | TrustRegion:
+def _optimizer(settings: ConfigDict, num_atoms: int) -> optax.GradientTransformation | TrustRegion:
     optimizers = {"sgd": optax.sgd, "adam": optax.adam}
     if settings.optimizer == "natural":
         return TrustRegion(
             max_change=settings.max_change,
             max_qm_loss=settings.max_qm_loss,
-            num_anchors=settings.num_anchors,
+            num_anchors=max(LEAST_ANCHORS, round(settings.anchor_atoms / num_atoms)),
             damping=settings.damping,
             num_iterations=settings.num_iterations,
         )

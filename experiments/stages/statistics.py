@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -13,9 +14,9 @@ from stablejax.types import Array
 class ChunkStatistics(NamedTuple):
     """Statistics of one chunk of simulation."""
 
-    num_frames: Array  # [] stable frames of all replicas
+    num_frames: Array  # [replica] stable frames
     num_overflows: Array  # [] replicas paused by an overflow of their neighbor list: the chunk has to be repeated
-    total: dict[str, Array]  # observables, summed over them
+    total: dict[str, Array]  # [replica, ...] observables, summed over them
     is_whole: Array  # [replica] stable for the whole chunk, so that its motion counts
     motion: dict[str, Array]  # [replica, lag]
     position: Array  # [kept replica, frame, atom, 3] Å, of replicas whose trajectory is kept
@@ -26,8 +27,8 @@ class Totals(NamedTuple):
     """Statistics of the chunks so far, summed in double precision on the host."""
 
     num_chunks: np.ndarray  # []
-    num_frames: np.ndarray  # [] stable frames
-    total: dict[str, np.ndarray]  # observables, summed over them
+    num_frames: np.ndarray  # [replica] stable frames
+    total: dict[str, np.ndarray]  # [replica, ...] observables, summed over them
     num_windows: np.ndarray  # [replica] whole chunks
     motion: dict[str, np.ndarray]  # [replica, lag] summed over them
 
@@ -61,3 +62,27 @@ def mean_motion(totals: Totals) -> dict[str, np.ndarray]:
         return np.divide(total, num_windows, out=np.full(total.shape, np.nan), where=num_windows > 0)
 
     return jax.tree.map(mean, totals.motion)
+
+
+def mean_observables(totals: Totals) -> dict[str, np.ndarray]:
+    """Means over the stable frames of all replicas."""
+    return jax.tree.map(lambda total: total.sum(axis=0) / totals.num_frames.sum(), totals.total)
+
+
+def standard_error(totals: Totals, name: str, measure_fn: Callable[[np.ndarray], float] = float) -> np.ndarray:
+    """Standard error of a figure of the mean of an observable, by the jackknife over replicas; NaN for fewer than two.
+
+    Args:
+      totals: of an evaluation.
+      name: of the observable.
+      measure_fn: the figure of the mean.
+    """
+    has_frames = totals.num_frames > 0
+    number, total = totals.num_frames[has_frames], totals.total[name][has_frames]
+    num_replicas = len(number)
+    if num_replicas < 2:
+        return np.asarray(np.nan)
+    without = [
+        measure_fn((total.sum(axis=0) - one) / (number.sum() - count)) for one, count in zip(total, number, strict=True)
+    ]
+    return np.sqrt((num_replicas - 1) * np.var(without))

@@ -16,6 +16,7 @@ from experiments import memory
 from experiments.data import loaders
 from stablejax import losses, metrics, named, parallel, stability, topology, units
 from stablejax.integrators import Integrator, langevin, nose_hoover
+from stablejax.observables import structure
 from stablejax.parallel import Execution
 from stablejax.potential import Potential
 from stablejax.problem import Observables, Problem
@@ -51,6 +52,15 @@ class Measure(NamedTuple):
 LENGTH_MEASURE = Measure("bond_length_mae_A", "bond_length", "mean bond lengths, MAE (Å)", "Å", "{:.4f}")
 ANGLE_MEASURE = Measure(
     "bond_angle_mae_degree", "bond_angle", "mean bond angles, MAE (degrees)", "degree", "{:.2f}", 180 / np.pi
+)
+
+VARIANCE_MEASURE = Measure(
+    "bond_variance_ratio",
+    "bond_variance",
+    "variance of bond lengths, over the reference's",
+    None,
+    "{:.2f}",
+    error_fn=metrics.mean_ratio,
 )
 
 
@@ -115,6 +125,11 @@ class Data(NamedTuple):
     def reference_position(self) -> np.ndarray:
         """Positions of the reference frames, [frame, atom, 3] Å."""
         return self.dataset.position[self.reference]
+
+    @property
+    def mean_force(self) -> float:
+        """Mean absolute component of the forces on test frames, eV/Å."""
+        return float(np.abs(self.dataset.force[self.split.test]).mean())
 
     def labeled(self, index: np.ndarray) -> losses.Labeled:
         """Frames with their labels, for losses."""
@@ -291,6 +306,40 @@ def mean_over_frames(fn: Callable, position: np.ndarray, weight: Array | None = 
     return jax.tree.map(np.asarray, means(position, weight))
 
 
+def observables(
+    functions: dict[str, ObservableFn],
+    weights: dict[str, float],
+    position: np.ndarray,
+    *,
+    in_fluctuations: bool,
+    num_axes: int = 0,
+) -> Observables:
+    """What is trained on, with its means over the reference.
+
+    Args:
+      functions: observables of a frame, by name.
+      weights: of each; where they fluctuate, relative ones.
+      position: of the reference, [frame, atom, 3] Å.
+      in_fluctuations: every component is measured in units of its standard deviation over the reference.
+      num_axes: leading ones that the observables are means over, too: of molecules.
+    """
+
+    def fn(frame):
+        return {name: one(frame) for name, one in functions.items()}
+
+    def moments(frame):
+        first = fn(frame)
+        both = first, jax.tree.map(jnp.square, first)
+        return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=tuple(range(num_axes))) if num_axes else leaf, both)
+
+    mean, mean_square = mean_over_frames(moments, position)
+    if not in_fluctuations:
+        return Observables(fn, mean, weights)
+    variance = jax.tree.map(lambda a, b: np.maximum(b - a**2, 0), mean, mean_square)
+    units = losses.fluctuation_weights(variance)
+    return Observables(fn, mean, {name: weight * units[name] for name, weight in weights.items()})
+
+
 def find_topology(data: Data, *, position: np.ndarray | None = None) -> topology.Topology:
     """Bonds and molecules of the reference.
 
@@ -308,6 +357,16 @@ def find_topology(data: Data, *, position: np.ndarray | None = None) -> topology
         covalent_radius=covalent_radii[species],
         space=data.space,
     )
+
+
+def squared_deviations(facts: topology.Topology) -> ObservableFn:
+    """(r − its mean in the reference)² of each bond, Å², whose mean is a variance: how stiff bonds are.
+
+    Args:
+      facts: of the system.
+    """
+    lengths = structure.bond_lengths(facts.bonds, space=facts.space)
+    return lambda frame: (lengths(frame) - facts.bond_length) ** 2
 
 
 def by_name(text: str, field: str) -> dict[str, float]:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from ase.data import chemical_symbols
@@ -24,7 +23,7 @@ from stablejax.observables import structure, transport
 from stablejax.problem import Observables, Problem, Subsample
 from stablejax.space import Pairs
 from stablejax.topology import Topology
-from stablejax.types import ObservableFn
+from stablejax.types import FrameCriterion, ObservableFn
 
 FRAMES_FOR_BONDS = 100
 
@@ -62,6 +61,7 @@ def build(config: ConfigDict, make_model: Callable = architectures.make) -> Syst
     model = make_model(config, data.dataset, base.key_for(config.seed, "model"))
     problem = _problem(config, data, facts, potential.bind(model, facts.species, space=facts.space, offset=data.offset))
     threshold, observable = config.stability.train_threshold_A, config.observable
+    margin = config.stability.range_margin_A
     evaluation = _evaluated(
         data,
         facts,
@@ -77,36 +77,30 @@ def build(config: ConfigDict, make_model: Callable = architectures.make) -> Syst
         model,
         problem,
         evaluation,
-        train_criterion_name=f"atoms of two molecules are nearer than {threshold:g} Å",
+        train_criterion_name=f"atoms of two molecules are nearer than {threshold:g} Å"
+        + (f", or a distance is {margin:g} Å beyond those of the reference" if margin else ""),
         freeze_above=threshold - config.stability.learn_threshold_A,
     )
 
 
 def _problem(config: ConfigDict, data: Data, facts: Topology, bound: potential.Potential) -> Problem:
     """The problem over neighbor lists, with the neighborhoods of molecules."""
-    observable, skin, between = config.observable, config.md.skin_A, _between(facts)
+    observable, skin = config.observable, config.md.skin_A
     mean_length = structure.molecule_bond_lengths(facts.bonds, facts.molecule, space=facts.space)
-    nearest = structure.molecule_distances(between, facts.molecule, space=facts.space)
+    nearest = structure.molecule_distances(_between(facts), facts.molecule, space=facts.space)
+    criterion, violation_fn = _violations(config.stability, data, facts, nearest)
     problem = base.make_problem(
         config,
         data,
         facts,
         potential=bound.with_lists(skin=skin, num_pairs=_capacity(data, bound, skin, config.md.spare_pairs)),
-        criterion=stability.intermolecular_distance(
-            between, threshold=config.stability.train_threshold_A, space=facts.space
-        ),
-        observables=_local_observables(
-            data,
-            mean_length,
-            nearest,
-            length_weight=observable.length_weight,
-            distance_weight=observable.distance_weight,
-            stop=observable.distance_stop_A,
-            width=observable.distance_width_A,
-        ),
+        criterion=criterion,
+        observables=_local_observables(observable, data, mean_length, nearest, violation_fn),
     )
-    # The value that marks unstable molecules: their smallest distance to another, where that is learned.
-    value_fn = nearest if observable.distance_weight else _deviation(mean_length, float(facts.bond_length.mean()))
+    # The value that marks unstable molecules: what is learned of them.
+    value_fn = _deviation(mean_length, float(facts.bond_length.mean()))
+    value_fn = nearest if observable.distance_weight else value_fn
+    value_fn = violation_fn if observable.violation_weight else value_fn
     return problem._replace(
         neighborhoods=neighborhoods.nearest_molecules(
             facts.molecule, num_molecules=observable.molecules_per_neighborhood, space=facts.space
@@ -114,6 +108,21 @@ def _problem(config: ConfigDict, data: Data, facts: Topology, bound: potential.P
         # At most `per_bin` molecules from each bin of that value (A.6).
         subsample=Subsample(value_fn, observable.num_bins, observable.per_bin) if observable.num_bins else None,
     )
+
+
+def _violations(
+    settings: ConfigDict, data: Data, facts: Topology, nearest: ObservableFn
+) -> tuple[FrameCriterion, ObservableFn]:
+    """The criterion of training, and how far each molecule violates it, [molecule] Å."""
+    threshold, margin = settings.train_threshold_A, settings.range_margin_A
+    contact = stability.intermolecular_distance(_between(facts), threshold=threshold, space=facts.space)
+    if not margin:
+        return contact, lambda frame: threshold - nearest(frame)
+    ranges = topology.distance_ranges(data.reference_position, facts.species, facts.bonds, space=facts.space)
+    excess = stability.distance_excess(ranges, space=facts.space)
+    of_molecule = structure.largest_by_molecule(excess, ranges.pairs, facts.molecule)
+    criterion = stability.any_of(contact, stability.distance_range(ranges, margin=margin, space=facts.space))
+    return criterion, lambda frame: jnp.maximum(threshold - nearest(frame), of_molecule(frame) - margin)
 
 
 def _whole_molecules(data: Data, *, threshold: float) -> tuple[Data, Topology]:
@@ -162,29 +171,22 @@ def _between(facts: Topology) -> Pairs:
 
 
 def _local_observables(
-    data: Data,
-    mean_length: ObservableFn,
-    nearest: ObservableFn,
-    *,
-    length_weight: float,
-    distance_weight: float,
-    stop: float,
-    width: float,
+    settings: ConfigDict, data: Data, mean_length: ObservableFn, nearest: ObservableFn, violation_fn: ObservableFn
 ) -> Observables:
     """The observables of training, [molecule], and their means over the reference."""
     functions: dict[str, ObservableFn] = {"bond_length": mean_length}
-    weights = {"bond_length": length_weight}
-    if distance_weight:
-        functions["distance"] = structure.density(nearest, structure.bin_centers(stop, width), smearing=width / 2)
-        weights["distance"] = distance_weight * width
-
-    def fn(frame):
-        return {name: one(frame) for name, one in functions.items()}
-
-    def over_molecules(frame):
-        return jax.tree.map(partial(jnp.mean, axis=0), fn(frame))
-
-    return Observables(fn, mean_over_frames(over_molecules, data.reference_position), weights)
+    weights = {"bond_length": settings.length_weight}
+    if settings.distance_weight:
+        width = settings.distance_width_A
+        center = structure.bin_centers(settings.distance_stop_A, width)
+        functions["distance"] = structure.density(nearest, center, smearing=width / 2)
+        weights["distance"] = settings.distance_weight * (1 if settings.in_fluctuations else width)
+    if settings.violation_weight:
+        functions["violation"] = stability.soft_violation(violation_fn, width=settings.violation_width_A)
+        weights["violation"] = settings.violation_weight
+    return base.observables(
+        functions, weights, data.reference_position, in_fluctuations=settings.in_fluctuations, num_axes=1
+    )
 
 
 def _deviation(mean_length: ObservableFn, target: float) -> ObservableFn:
@@ -204,7 +206,7 @@ def _evaluated(
 ) -> Evaluated:
     lengths = structure.bond_lengths(facts.bonds, space=facts.space)
     triples = topology.angle_triples(facts.bonds)
-    internal = {"bond_length": lengths}
+    internal = {"bond_length": lengths, "bond_variance": base.squared_deviations(facts)}
     if len(triples):  # Diatomic molecules have none.
         internal["bond_angle"] = structure.bond_angles(triples, space=facts.space)
 
@@ -268,7 +270,7 @@ def _measures(rdfs, *, has_angles: bool) -> tuple[Measure, ...]:
         peak = f"g(r) of {_kind(name)}, spurious peak where the reference has none"
         measures.append(Measure(f"{metric}_mae", name, f"g(r) of {_kind(name)}, MAE", None, "{:.4f}"))
         measures.append(Measure(f"{metric}_spike", name, peak, None, "{:.4f}", error_fn=metrics.spurious_peak))
-    return (*measures, base.LENGTH_MEASURE, *([base.ANGLE_MEASURE] if has_angles else []))
+    return (*measures, base.LENGTH_MEASURE, base.VARIANCE_MEASURE, *([base.ANGLE_MEASURE] if has_angles else []))
 
 
 def lags_of(config: ConfigDict) -> Lags:

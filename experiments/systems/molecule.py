@@ -18,12 +18,13 @@ from stablejax.observables import structure, transport
 from stablejax.problem import Observables
 from stablejax.space import all_pairs
 from stablejax.topology import Links, Topology
-from stablejax.types import ObservableFn
+from stablejax.types import FrameCriterion, ObservableFn
 
 RAMACHANDRAN_BINS = 36
 MOLECULE_MEASURES: tuple[Measure, ...] = (
     Measure("h_r_mae", "h_r", "h(r) MAE (1/Å)", "1/Å", "{:.5f}"),
     base.LENGTH_MEASURE,
+    base.VARIANCE_MEASURE,
     base.ANGLE_MEASURE,
 )
 RAMACHANDRAN_MEASURE = Measure(
@@ -65,21 +66,14 @@ def build(config: ConfigDict, make_model: Callable = architectures.make) -> Syst
     model = make_model(config, data.dataset, base.key_for(config.seed, "model"))
     observable, evaluate = config.observable, config.evaluate
     bins = Bins(observable.stop_A, observable.width_A, observable.smearing_A)
-    functions = _distance_distributions(facts, bins, observable.by_element, observable.by_separation)
+    criterion, criterion_name = _training_criterion(settings, data, facts, links)
     problem = base.make_problem(
         config,
         data,
         facts,
         potential=potential.bind(model, data.dataset.species, offset=data.offset),
-        criterion=_criterion(facts, links, settings.train_threshold_A),
-        observables=_trained_observables(
-            data,
-            facts,
-            functions,
-            weight=observable.weight * observable.width_A,
-            bond_weight=observable.bond_weight,
-            others=base.by_name(observable.others, "observable.others"),
-        ),
+        criterion=criterion,
+        observables=_trained_observables(observable, data, facts, bins, criterion),
     )
     num_lags = base.num_lags(evaluate.vacf_window_fs, evaluate.frame_spacing_fs, "evaluate.vacf_window_fs")
     return base.make_system(
@@ -88,7 +82,7 @@ def build(config: ConfigDict, make_model: Callable = architectures.make) -> Syst
         model,
         problem,
         _evaluated(data, facts, links, bins, threshold=settings.evaluate_threshold_A, num_lags=num_lags),
-        train_criterion_name=_criterion_name(links, settings.train_threshold_A),
+        train_criterion_name=criterion_name,
         freeze_above=settings.learn_threshold_A - settings.train_threshold_A,
     )
 
@@ -105,6 +99,20 @@ def _criterion_name(links: Links | None, threshold: float) -> str:
     return f"a bond deviates by {threshold:g} Å from its mean length{parts}"
 
 
+def _training_criterion(
+    settings: ConfigDict, data: Data, facts: Topology, links: Links | None
+) -> tuple[FrameCriterion, str]:
+    """The criterion of bonds, and that of the distances of the reference where it has a margin; and its name."""
+    threshold, margin = settings.train_threshold_A, settings.range_margin_A
+    criterion, name = _criterion(facts, links, threshold), _criterion_name(links, threshold)
+    if not margin:
+        return criterion, name
+    ranges = topology.distance_ranges(data.reference_position, facts.species, facts.bonds)
+    beyond = stability.distance_range(ranges, margin=margin)
+    name += f", or a distance is {margin:g} Å beyond those of the reference"
+    return stability.any_of(criterion, beyond), name
+
+
 def _evaluated(
     data: Data, facts: Topology, links: Links | None, bins: Bins, *, threshold: float, num_lags: int
 ) -> Evaluated:
@@ -112,6 +120,7 @@ def _evaluated(
     functions = {
         "h_r": structure.interatomic_distances(all_pairs(len(facts.species)), center, smearing=bins.smearing),
         "bond_length": structure.bond_lengths(facts.bonds),
+        "bond_variance": base.squared_deviations(facts),
     }
     measures = MOLECULE_MEASURES
     if len(triples := topology.angle_triples(facts.bonds)):
@@ -129,10 +138,13 @@ def _evaluated(
     reference = mean_over_frames(structure_fn, data.dataset.position)
     is_seen = reference["h_r"] > 1e-3 * reference["h_r"].max()
     shown = (0.5, float(center[is_seen].max()) + 0.5)
-    mass = jnp.asarray(facts.mass)
+    mass, torsions = jnp.asarray(facts.mass), topology.torsions(facts.bonds, len(facts.species))
 
     def motion_fn(frame):
-        return {"vacf": transport.velocity_autocorrelation(frame.velocity, mass, num_lags=num_lags)}
+        return {
+            "vacf": transport.velocity_autocorrelation(frame.velocity, mass, num_lags=num_lags),
+            "torsion_transitions": transport.torsion_transitions(frame.position, torsions),
+        }
 
     return Evaluated(
         criterion=_criterion(facts, links, threshold),
@@ -156,28 +168,30 @@ def _distance_distributions(
 
 
 def _trained_observables(
-    data: Data,
-    facts: Topology,
-    functions: dict[str, ObservableFn],
-    *,
-    weight: float,
-    bond_weight: float,
-    others: dict[str, float],
+    settings: ConfigDict, data: Data, facts: Topology, bins: Bins, criterion: FrameCriterion
 ) -> Observables:
-    """Distributions of distances, variances of bond lengths and others, with their means over the reference."""
-    functions, weights = dict(functions), dict.fromkeys(functions, weight / len(functions))
-    if bond_weight:
+    """Distributions of distances, variances of bond lengths, the violation of the criterion, and others."""
+    others = base.by_name(settings.others, "observable.others")
+    functions, weights = {}, {}
+    if settings.weight:
+        functions = _distance_distributions(facts, bins, settings.by_element, settings.by_separation)
+        # The integral over r, or the mean over the bins in units of their fluctuations.
+        weight = settings.weight * (1 if settings.in_fluctuations else settings.width_A)
+        weights = dict.fromkeys(functions, weight / len(functions))
+    if settings.bond_weight:
         lengths, mean = structure.bond_lengths(facts.bonds), facts.bond_length
         variance = mean_over_frames(lambda frame: (lengths(frame) - mean) ** 2, data.reference_position)
         functions["bond_variance"] = structure.bond_variances(facts.bonds, mean, variance)
-        weights["bond_variance"] = bond_weight / len(mean)
+        weights["bond_variance"] = settings.bond_weight / (1 if settings.in_fluctuations else len(mean))
+    if settings.violation_weight:
+        functions["violation"] = stability.soft_violation(criterion, width=settings.violation_width_A)
+        weights["violation"] = settings.violation_weight
     functions |= {name: named.make_observable(name, facts) for name in others}
-    weights |= others
-
-    def fn(frame):
-        return {name: one(frame) for name, one in functions.items()}
-
-    return Observables(fn, mean_over_frames(fn, data.reference_position), weights)
+    if not functions:
+        raise ValueError("config.observable has no weight above 0, so there is nothing to train on: set one.")
+    return base.observables(
+        functions, weights | others, data.reference_position, in_fluctuations=settings.in_fluctuations
+    )
 
 
 def _kinds_of_pairs(facts: Topology, by_element: bool, by_separation: bool):

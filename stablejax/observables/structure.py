@@ -158,6 +158,24 @@ def molecule_distances(pairs: Pairs, molecule: Int[np.ndarray, " atom"], *, spac
     return observable
 
 
+def largest_by_molecule(values_fn: ObservableFn, pairs: Pairs, molecule: Int[np.ndarray, " atom"]) -> ObservableFn:
+    """Largest value of the pairs that an atom of each molecule takes part in: [molecule]. Differentiable.
+
+    Args:
+      values_fn: a value for each pair.
+      pairs: of atoms, at least one for each molecule.
+      molecule: number of the molecule of each atom; see `topology.find_molecules`.
+    """
+    num_molecules = int(molecule.max()) + 1
+
+    def observable(frame: Frame):
+        value = values_fn(frame)
+        largest = jnp.full(num_molecules, -jnp.inf, value.dtype)
+        return largest.at[molecule[pairs.first]].max(value).at[molecule[pairs.second]].max(value)
+
+    return observable
+
+
 def bond_variances(
     bonds: Pairs, mean: Float[Array, " bond"], variance: Float[Array, " bond"], *, space: Space = OPEN
 ) -> ObservableFn:

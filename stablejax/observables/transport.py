@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from stablejax.types import Array, Float, Int
+from stablejax.observables.structure import dihedral_angles
+from stablejax.types import Array, Float, Frame, Int
 
 
 def velocity_autocorrelation(
@@ -47,6 +49,25 @@ def velocity_correlation(
     _check_lags("velocity_correlation", num_lags, len(velocity))
     moved = _without_drift(velocity, mass)
     return _over_lags(lambda now, later: jnp.sum(now * later, axis=-1), moved, num_lags) / _share_kept(mass)
+
+
+def torsion_transitions(
+    position: Float[Array, "frame atom 3"], quads: Int[Array, "torsion 4"], *, num_sectors: int = 3
+) -> Float[Array, " 1"]:
+    """Changes of the sector that a torsion is in, per torsion and interval between frames; 0 without torsions.
+
+    A potential that has become too stiff turns less often than the reference does.
+
+    Args:
+      position: equally spaced consecutive frames, in open boundaries.
+      quads: atoms i, j, k, l; see `topology.torsions`.
+      num_sectors: of equal size, centered at 0.
+    """
+    if not len(quads):
+        return jnp.zeros(1, position.dtype)
+    angle = jax.vmap(lambda x: dihedral_angles(quads)(Frame(x)))(position)
+    sector = jnp.round(angle * num_sectors / (2 * jnp.pi)) % num_sectors
+    return jnp.mean(sector[1:] != sector[:-1], dtype=position.dtype)[None]
 
 
 def mean_squared_displacement(
