@@ -94,7 +94,12 @@ def distance_range(ranges: Ranges, *, margin: float, space: Space = OPEN) -> Fra
       ranges: of the reference; see `topology.distance_ranges`.
       margin: Δ, Å.
       space: in which distances are computed.
+
+    Raises:
+      ValueError: a distance at its margin is beyond the reach of the cell, where it would be folded to a shorter one.
     """
+    bounds = np.concatenate([np.asarray(ranges.shortest), np.asarray(ranges.longest)])
+    space.check_reach("distance_range", float(np.max(bounds, where=np.isfinite(bounds), initial=0.0)) + margin)
     excess = distance_excess(ranges, space=space)
     return lambda frame: jnp.max(excess(frame)) - margin
 

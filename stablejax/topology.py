@@ -177,11 +177,13 @@ def torsions(bonds: Pairs, num_atoms: int) -> Int[np.ndarray, "torsion 4"]:
     bonded: list[list[int]] = [sorted({sum(pair) - a for pair in pairs if a in pair}) for a in range(num_atoms)]
     quads = []
     for number, (j, k) in enumerate(pairs):
-        without = pairs[:number] + pairs[number + 1 :]
-        graph = bond_graph(Pairs(*np.array(without, np.int32).reshape(-1, 2).T), num_atoms)
-        molecule = sparse.csgraph.connected_components(graph, directed=False)[1]
         before, after = ([atom for atom in bonded[one] if atom != other] for one, other in ((j, k), (k, j)))
-        if molecule[j] != molecule[k] and before and after:
+        if not before or not after:
+            continue
+        without = pairs[:number] + pairs[number + 1 :]
+        graph = bond_graph(Pairs(*np.array(without, np.int32).T), num_atoms)
+        molecule = sparse.csgraph.connected_components(graph, directed=False)[1]
+        if molecule[j] != molecule[k]:
             quads.append((before[0], j, k, after[0]))
     return np.array(quads, np.int32).reshape(-1, 4)
 

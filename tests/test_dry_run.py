@@ -176,6 +176,7 @@ def settings_of(**changes):
         table_intervals=0,
         freeze_above=1.0,
         data=SimpleNamespace(split=SimpleNamespace(train=np.arange(4))),
+        problem=SimpleNamespace(potential=SimpleNamespace(num_atoms=21)),
     )
     return stabilize.settings_of(config, system), system
 

@@ -123,6 +123,13 @@ def test_excess_in_a_cell_is_that_of_the_nearest_image():
         assert float(stability.distance_excess(ranges, space=space)(Frame(position))[0]) == pytest.approx(expected)
 
 
+def test_ranges_beyond_the_reach_of_the_cell_are_refused():
+    ranges = topology.Ranges(all_pairs(2), np.array([2.0]), np.array([5.9]))
+    with pytest.raises(ValueError, match="`distance_range`"):
+        stability.distance_range(ranges, margin=0.25, space=CELL)
+    stability.distance_range(ranges._replace(longest=np.array([np.inf])), margin=0.25, space=CELL)
+
+
 def test_soft_violation_is_the_fraction_of_violating_frames_for_a_narrow_width():
     values = jnp.linspace(-1, 1, 201)
     soft = stability.soft_violation(lambda frame: frame.position, width=0.05)

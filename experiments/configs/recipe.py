@@ -36,8 +36,8 @@ def _signals(config: ConfigDict) -> None:
     config.observable.violation_weight = 1.0
 
     if config.system == "molecule":
-        # What leaves the distances of the reference has failed, though no bond is broken yet: the potential falls into
-        # a hole in some 25 fs when an angle opens, and what is learned from afterwards is the bottom of it.
+        # What leaves the distances of the reference has failed, though no bond is broken yet: where an angle opens, the
+        # potential falls into a hole, and what is learned from after a bond has broken is the bottom of it.
         config.stability.range_margin_A = 0.25
         # A single h(r) hides pairs of one kind behind those of another.
         config.observable.by_element = True
