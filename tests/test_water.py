@@ -313,10 +313,11 @@ def test_paper_config_has_the_papers_settings():
     assert water_config.get_config().stability.to_dict() == config.stability.to_dict()  # the criterion is never scaled
 
 
-@pytest.mark.parametrize("name", ["bond_length", "distance"])
+@pytest.mark.parametrize("name", ["bond_length", "distance", "violation"])
 def test_molecules_are_chosen_by_what_tells_the_unstable_ones(name, data, tmp_path):
     config = tiny(data, tmp_path)
     config.observable.distance_weight = 1.0 if name == "distance" else 0.0
+    config.observable.violation_weight = 1.0 if name == "violation" else 0.0
     config.observable.num_bins, config.observable.per_bin = 8, 1
     system = systems.build(config)
     frames = Frame(jnp.asarray(system.data.dataset.position[:6]))
@@ -327,7 +328,11 @@ def test_molecules_are_chosen_by_what_tells_the_unstable_ones(name, data, tmp_pa
     between = Pairs(*(np.concatenate(atoms) for atoms in zip(*pairs.values(), strict=True)))
     nearest = structure.molecule_distances(between, molecule, space=periodic(system.data.dataset.cell))
     reference = system.problem.observables.reference["bond_length"]
-    value = jax.vmap(nearest)(frames) if name == "distance" else jnp.abs(length - reference)
+    value = {
+        "bond_length": jnp.abs(length - reference),
+        "distance": jax.vmap(nearest)(frames),
+        "violation": config.stability.train_threshold_A - jax.vmap(nearest)(frames),
+    }[name]
     is_valid = np.array([True, True, True, False, True, True])
     chosen = np.asarray(_counted(system.problem, jax.random.key(0), frames, jnp.asarray(is_valid)))
     value = np.asarray(value)[is_valid]
@@ -350,6 +355,7 @@ def test_all_molecules_are_learned_from_where_there_are_no_bins_and_frames_beyon
 def test_distances_between_molecules_are_learned_as_their_distribution(data, tmp_path):
     config = tiny(data, tmp_path)
     config.observable.distance_weight, config.observable.distance_stop_A = 2.0, 3.0
+    config.observable.in_fluctuations = False
     system = systems.build(config)
     width = config.observable.distance_width_A
     observables = system.problem.observables
@@ -362,17 +368,12 @@ def test_distances_between_molecules_are_learned_as_their_distribution(data, tmp
 
 def test_weights_of_a_liquid_are_those_of_the_config_and_references_those_of_its_frames():
     settings = water_config.get_config().observable
+    settings.length_weight, settings.distance_weight, settings.distance_stop_A = 7.0, 2.0, 3.0
+    settings.violation_weight, settings.in_fluctuations = 0.0, False
     position = np.random.default_rng(0).uniform(1.0, 2.0, (5, 4, 3)).astype(np.float32)
     data = SimpleNamespace(reference_position=position)
-    found = liquid._local_observables(
-        data,
-        lambda frame: frame.position[:, 0],
-        lambda frame: frame.position[:, 1],
-        length_weight=7.0,
-        distance_weight=2.0,
-        stop=3.0,
-        width=settings.distance_width_A,
-    )
+    length, nearest = (lambda frame, axis=axis: frame.position[:, axis] for axis in (0, 1))
+    found = liquid._local_observables(settings, data, length, nearest, lambda frame: 1.2 - nearest(frame))
     assert found.weight == pytest.approx({"bond_length": 7.0, "distance": 2.0 * settings.distance_width_A})
     assert float(found.reference["bond_length"]) == pytest.approx(position[:, :, 0].mean(), rel=1e-5)
     center = structure.bin_centers(3.0, settings.distance_width_A)
