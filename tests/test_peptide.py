@@ -79,7 +79,7 @@ def test_frames_that_are_held_out_change_no_reference(tmp_path):
 
 def test_default_is_nequip_of_smaller_sizes_and_the_same_criterion():
     scaled, paper = peptide_config.get_config(), ac_ala3_nhme_paper.get_config()
-    assert scaled.stability.to_dict() == paper.stability.to_dict()
+    assert scaled.stability.to_dict() == paper.stability.to_dict() | {"range_margin_A": 0.25}
     assert scaled.model.name == paper.model.name == "nequip"
     assert scaled.model.num_features < paper.model.num_features
 
