@@ -181,13 +181,9 @@ def _is_same(frames: list[Atoms], kept: Atoms) -> bool:
 
 def read(path: Path) -> list[Atoms]:
     """Frames of a file; none where there is none."""
-    return _read(path) if path.exists() else []
+    from ase.io import read as read_frames
 
-
-def _read(path: Path) -> list[Atoms]:
-    from ase.io import read
-
-    return cast("list[Atoms]", read(path, index=":", format="extxyz"))
+    return cast("list[Atoms]", read_frames(path, index=":", format="extxyz")) if path.exists() else []
 
 
 def _write(file: io.StringIO, frames: list[Atoms]) -> None:

@@ -116,6 +116,20 @@ def bond_graph(bonds: Pairs, num_atoms: int) -> sparse.coo_array:
     return sparse.coo_array((np.ones(len(bonds.first)), (bonds.first, bonds.second)), shape=(num_atoms, num_atoms))
 
 
+def bonded_atoms(bonds: Pairs, num_atoms: int) -> list[list[int]]:
+    """The atoms that each atom is bonded to, ascending.
+
+    Args:
+      bonds: of the system.
+      num_atoms: in it.
+    """
+    bonded: list[set[int]] = [set() for _ in range(num_atoms)]
+    for first, second in zip(np.asarray(bonds.first).tolist(), np.asarray(bonds.second).tolist(), strict=True):
+        bonded[first].add(second)
+        bonded[second].add(first)
+    return [sorted(atoms) for atoms in bonded]
+
+
 def angle_triples(bonds: Pairs) -> Int[np.ndarray, "angle 3"]:
     """Every pair of bonds that meet at an atom, as (end, middle, end)."""
     neighbors: dict[int, list[int]] = {}
@@ -141,13 +155,10 @@ def backbone_dihedrals(
       bonds: of the molecule.
     """
     species = np.asarray(species)
-    bonded: list[set[int]] = [set() for _ in species]
-    for first, second in zip(np.asarray(bonds.first).tolist(), np.asarray(bonds.second).tolist(), strict=True):
-        bonded[first].add(second)
-        bonded[second].add(first)
+    bonded = bonded_atoms(bonds, len(species))
 
     def of(atom, element):
-        return [other for other in sorted(bonded[atom]) if species[other] == element]
+        return [other for other in bonded[atom] if species[other] == element]
 
     is_carbonyl = [s == 6 and len(bonded[a]) == 3 and bool(of(a, 8)) for a, s in enumerate(species)]
     phi, psi = [], []
@@ -174,8 +185,7 @@ def torsions(bonds: Pairs, num_atoms: int) -> Int[np.ndarray, "torsion 4"]:
       num_atoms: in it.
     """
     pairs = list(zip(np.asarray(bonds.first).tolist(), np.asarray(bonds.second).tolist(), strict=True))
-    bonded: list[list[int]] = [sorted({sum(pair) - a for pair in pairs if a in pair}) for a in range(num_atoms)]
-    quads = []
+    bonded, quads = bonded_atoms(bonds, num_atoms), []
     for number, (j, k) in enumerate(pairs):
         before, after = ([atom for atom in bonded[one] if atom != other] for one, other in ((j, k), (k, j)))
         if not before or not after:
