@@ -23,7 +23,6 @@ def get_config() -> ConfigDict:
     recipe.apply(config)
     config.md.replica_batch = 1
     config.stable.num_replicas = 12
-    config.stable.max_simulation_ps = 12.0
 
     config.evaluate.num_replicas = 16
     config.evaluate.horizon_ps = 16.0
