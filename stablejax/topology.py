@@ -106,14 +106,16 @@ def find_molecules(bonds: Pairs, num_atoms: int) -> Int[np.ndarray, " atom"]:
     return sparse.csgraph.connected_components(bond_graph(bonds, num_atoms), directed=False)[1].astype(np.int32)
 
 
-def bond_graph(bonds: Pairs, num_atoms: int) -> sparse.coo_array:
+def bond_graph(bonds: Pairs, num_atoms: int) -> sparse.csr_array:
     """[atom, atom], 1 from the first to the second atom of each bond: for `scipy.sparse.csgraph`.
 
     Args:
       bonds: of the system.
       num_atoms: in it.
     """
-    return sparse.coo_array((np.ones(len(bonds.first)), (bonds.first, bonds.second)), shape=(num_atoms, num_atoms))
+    # Not every method of `scipy.sparse.csgraph` takes coordinates: that for two atoms does not.
+    ones, atoms = np.ones(len(bonds.first)), (bonds.first, bonds.second)
+    return sparse.coo_array((ones, atoms), shape=(num_atoms, num_atoms)).tocsr()
 
 
 def bonded_atoms(bonds: Pairs, num_atoms: int) -> list[list[int]]:
