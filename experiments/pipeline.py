@@ -31,6 +31,7 @@ class Plan(NamedTuple):
     evaluation: Schedule
     training: Settings
     num_replicas: int  # of training
+    max_minutes: float  # of training, see `stabilize.run_stable`
     horizon_ratio: float  # see `evaluate.with_horizon`
     max_failures: int  # kept of each evaluation
     max_training_failures: int
@@ -81,6 +82,7 @@ def prepare(config: ConfigDict) -> tuple[Plan, System, Stages]:
         evaluation=schedule,
         training=stabilize.settings_of(config, system),
         num_replicas=config.stable.num_replicas,
+        max_minutes=config.stable.max_minutes,
         horizon_ratio=config.evaluate.horizon_ratio,
         max_failures=config.evaluate.max_failures,
         max_training_failures=config.stable.max_failures,
@@ -218,6 +220,7 @@ def _stabilize(
         course,
         save,
         directory.progress,
+        max_minutes=plan.max_minutes,
         failures=TrainingFailures(file),
         training=training,
     )

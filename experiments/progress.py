@@ -99,6 +99,10 @@ class Progress:
         """Print a line that stays."""
         self._write(f"[{_duration(time.monotonic() - self._begun):>7}] {message}", is_final=True)
 
+    def wall_s(self) -> float:
+        """Seconds spent in the present stage, those before the run was resumed included."""
+        return self._wall(time.monotonic())[self._stage]
+
     def close(self) -> None:
         """End the last stage."""
         self._finish_stage()

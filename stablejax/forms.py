@@ -28,6 +28,23 @@ def with_longer_lists(potential: Potential, factor: float = 2.0) -> Potential:
     return potential.with_lists(skin=potential.skin, num_pairs=min(int(factor * potential.lists.num_pairs), most))
 
 
+def of_prepared(potential: Potential) -> Potential:
+    """The potential as a function of what `prepare` makes of its parameters, such as tables of radial networks.
+
+    With these as parameters, many frames are differentiated without the networks that are tabulated; one transpose of
+    `potential.prepare` then gives the derivative with respect to the parameters themselves.
+
+    Args:
+      potential: as a function of its parameters.
+    """
+    return replace(
+        potential,
+        init=lambda key: potential.prepare(potential.init(key)),
+        prepare=lambda prepared: prepared,
+        tabulated=None,
+    )
+
+
 def ensemble(potential: Potential) -> Potential:
     """The mean of several sets of parameters, as a potential of their stack: every leaf has the member on axis 0.
 

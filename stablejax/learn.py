@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from stablejax import guard
+from stablejax import forms, guard
 from stablejax.boltzmann import boltzmann_value_and_grad
 from stablejax.dynamics import Replica
 from stablejax.guard import Epoch, Guard, GuardState, Verdict
@@ -19,6 +19,7 @@ from stablejax.losses import Labeled, observable_loss
 from stablejax.natural import TrustRegion, natural_gradient
 from stablejax.neighborhoods import balanced_subsample
 from stablejax.parallel import Execution
+from stablejax.potential import Potential
 from stablejax.problem import Problem
 from stablejax.reweighting import sample_energies
 from stablejax.simulate import Engine, num_overflows, select
@@ -144,8 +145,9 @@ def learn_phase(problem: Problem, engine: Engine, settings: Learning) -> LearnPh
       ValueError: S does not divide t, f_min is not a fraction, or the settings of the guard make no sense.
     """
     _check(settings, engine.steps_per_epoch)
-    updates = _updates_of(problem, engine.execution, settings.optimization)
-    signal_to_noise = _signal_to_noise(problem, engine.execution, settings.noise)
+    fast = engine.integrator.potential
+    updates = _updates_of(problem, fast, engine.execution, settings.optimization)
+    signal_to_noise = _signal_to_noise(problem, fast, engine.execution, settings.noise)
     plateau = optax.contrib.reduce_on_plateau(factor=settings.plateau_factor, patience=settings.plateau_patience)
 
     qm_loss = problem.qm_loss()
@@ -303,53 +305,68 @@ def _checkpoint(engine: Engine, prepared, rewound: Replica, replicas: Replica, n
     return select(is_unstable, before, replicas._replace(is_frozen=is_unstable))
 
 
-def _value_and_grad(problem: Problem, execution: Execution) -> Callable:
-    return boltzmann_value_and_grad(
+def _value_and_grad(problem: Problem, fast: Potential, execution: Execution) -> Callable:
+    """The estimator's gradient for the potential that is sampled, which is the fast form.
+
+    The radial networks are differentiated once, not in every sample.
+    """
+    of_prepared = boltzmann_value_and_grad(
         observable_loss(problem.observables.reference, problem.observables.weight),
-        problem.energies(),
+        problem._replace(potential=forms.of_prepared(fast)).energies(),
         problem.observables.fn,
         kT=problem.kT,
         chunk_size=execution.chunk_size,
         axis_name=execution.axis_name,
     )
 
+    def value_and_grad(params, samples, **others):
+        prepared, pull_back = jax.vjp(fast.prepare, params)
+        value, gradient = of_prepared(prepared, samples, **others)
+        return value, pull_back(gradient)[0]
 
-def _updates_of(problem: Problem, execution: Execution, settings: Optimization) -> Updates:
-    value_and_grad = _value_and_grad(problem, execution)
+    return value_and_grad
+
+
+def _updates_of(problem: Problem, fast: Potential, execution: Execution, settings: Optimization) -> Updates:
+    value_and_grad = _value_and_grad(problem, fast, execution)
     observable = execution.over_samples(
         lambda params, samples, mask, weight: value_and_grad(params, samples, mask=mask, weight=weight)
     )
-    of_qm_loss = jax.value_and_grad(problem.qm_loss(), has_aux=True)
-    energies = sample_energies(
-        lambda params, frame: problem.potential.energy(params, frame.position), chunk_size=execution.chunk_size
+    of_qm_loss, of_prepared = jax.value_and_grad(problem.qm_loss(), has_aux=True), forms.of_prepared(fast)
+    energies = execution.over_samples(
+        sample_energies(
+            lambda prepared, frame: of_prepared.energy(prepared, frame.position), chunk_size=execution.chunk_size
+        ),
+        gives_samples=True,
     )
     reuse = Reuse(
-        energies_fn=execution.over_samples(energies, gives_samples=True),
+        energies_fn=lambda params, samples: energies(fast.prepare(params), samples),
         kT=problem.kT,
         max_updates=settings.max_updates,
         min_effective_fraction=settings.min_effective_fraction,
     )
     return make_updates(
         Gradients(observable, of_qm_loss),
-        _rule_of(problem, execution, settings),
+        _rule_of(fast, execution, settings),
         reuse=reuse if settings.max_updates > 1 else None,
     )
 
 
-def _rule_of(problem: Problem, execution: Execution, settings: Optimization) -> Rule:
+def _rule_of(fast: Potential, execution: Execution, settings: Optimization) -> Rule:
     if isinstance(settings.optimizer, TrustRegion):
-        return natural_gradient(problem.potential.energy, settings.optimizer, execution=execution)
+        energy_fn = forms.of_prepared(fast).energy
+        return natural_gradient(energy_fn, settings.optimizer, execution=execution, prepare=fast.prepare)
     combine = weighted_sum(settings.qm_weight)
     if math.isfinite(settings.observable_clip_norm):
         combine = clipped_sum(settings.qm_weight, max_norm=settings.observable_clip_norm)
     return by_optimizer(settings.optimizer, combine)
 
 
-def _signal_to_noise(problem: Problem, execution: Execution, settings: Noise) -> Callable:
+def _signal_to_noise(problem: Problem, fast: Potential, execution: Execution, settings: Noise) -> Callable:
     """`(params, samples, mask, number of replicas) -> signal-to-noise of ∇L_obs`, by the jackknife over replicas."""
     if not settings.num_blocks:
         return lambda *_: jnp.float32(jnp.nan)
-    jackknife = jackknife_gradient(_value_and_grad(problem, execution), num_blocks=settings.num_blocks)
+    jackknife = jackknife_gradient(_value_and_grad(problem, fast, execution), num_blocks=settings.num_blocks)
     shared = execution.over_samples(
         lambda params, samples, mask, block: jackknife(params, samples, mask=mask, block=block).signal_to_noise
     )

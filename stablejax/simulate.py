@@ -26,6 +26,7 @@ class Simulation(NamedTuple):
     max_searches: int | None = None  # training ends after this many times t without reaching f_max; None: no limit
     target_ratio: float = math.inf  # training ends when replicas are stable this many times as long as at first
     restarts: bool = False  # every search begins at the first positions; False: where the last phase ended
+    temperature_ratio: float = 1.0  # of the dynamics in training, over that of the problem
     table_intervals: int = 1024  # of the tables that replace radial networks in dynamics; 0: exact networks
 
 

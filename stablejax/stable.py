@@ -66,10 +66,15 @@ class StableTraining(NamedTuple):
     init: Callable[[Key, Params, Positions], StableState]
     simulate: Callable[[StableState], tuple[StableState, SimulateInfo]]
     learn: Callable[..., tuple[StableState, LearnInfo]]  # (state, frames, *, num_rounds=1)
+    stop: Callable[[StableState], StableState]  # no further epoch of learning; a search for the best goes on to its end
 
 
 def stable_training(problem: Problem, settings: Settings, *, execution: Execution = ONE_DEVICE) -> StableTraining:
     """Algorithm 1 for a problem, as functions to be compiled. `run` does so and calls them.
+
+    With a `temperature_ratio` above 1 replicas are hotter in training: they cross the same barriers sooner, so that
+    failures take less to find. The estimator is that of the higher temperature, and so have to be the references of the
+    observables; that of a violation which never happens in the reference is the same at both.
 
     Args:
       problem: potential, observables, criterion and data.
@@ -89,6 +94,9 @@ def stable_training(problem: Problem, settings: Settings, *, execution: Executio
         raise ValueError(
             "`stable_training`: `max_held_out_error` needs frames to measure it on: set `held_out` of the problem."
         )
+    if not (ratio := settings.simulation.temperature_ratio) > 0:
+        raise ValueError(f"`Simulation`: expected temperature_ratio > 0, got {ratio}: choose 1 or more.")
+    problem = problem._replace(kT=problem.kT * ratio)
     engine = make_engine(problem, settings.simulation, execution)
     simulation = simulate_phase(engine, settings.simulation)
     learning = learn_phase(problem, engine, settings.learning)
@@ -160,7 +168,19 @@ def stable_training(problem: Problem, settings: Settings, *, execution: Executio
         phase = jnp.where(is_over, FINISHED, SIMULATE).astype(jnp.int32)
         return state._replace(simulation=begun, cycle=cycle, phase=phase)
 
-    return StableTraining(init, simulate, learn)
+    def stop(state: StableState) -> StableState:
+        last = jnp.int32(settings.num_cycles)
+        if not settings.returns_best:
+            return state._replace(phase=jnp.int32(FINISHED), cycle=last)
+
+        def search(state: StableState) -> StableState:
+            key = jax.random.fold_in(state.key, state.num_calls)
+            rewound = state.simulation.rewound
+            return next_cycle(state, Endpoints(rewound, rewound), key)
+
+        return jax.lax.cond(state.phase == LEARN, search, lambda state: state, state)._replace(cycle=last)
+
+    return StableTraining(init, simulate, learn, stop)
 
 
 def compiled(training: StableTraining, *, donates: bool) -> StableTraining:
@@ -175,6 +195,7 @@ def compiled(training: StableTraining, *, donates: bool) -> StableTraining:
         jax.jit(training.init),
         jax.jit(training.simulate, donate_argnames=donated),
         jax.jit(training.learn, static_argnames="num_rounds", donate_argnames=donated),
+        jax.jit(training.stop),
     )
 
 
@@ -220,6 +241,7 @@ def run(
     execution: Execution = ONE_DEVICE,
     on_step: Callable[[StableState, SimulateInfo | LearnInfo], None] | None = None,
     on_longer_lists: Callable[[Problem], None] | None = None,
+    is_time_up: Callable[[], bool] = lambda: False,
     training: StableTraining | None = None,
 ) -> StableState:
     """StABlE training from the given state, until `num_cycles` are complete or no more instability is found.
@@ -239,6 +261,8 @@ def run(
       on_step: called with the state and the info of every step, to save or to print. With `execution.donates` what is
         kept of the state has to be copied.
       on_longer_lists: called with the problem whenever its lists were lengthened.
+      is_time_up: asked after every step until it says so: then nothing more is learned, and with `returns_best` a
+        search shows what the last parameters are worth. What is returned then depends on the speed of the machine.
       training: what `build` gives, where it has been built already.
 
     Returns:
@@ -262,4 +286,6 @@ def run(
         state = result[0]
         if on_step is not None:
             on_step(state, result[1])
+        if int(state.cycle) < settings.num_cycles and int(state.phase) != FINISHED and is_time_up():
+            state = training.stop(state)
     return state

@@ -34,10 +34,17 @@ def taught(spring, reference, **changes):
     return problem_of(spring, stretch(spring, 0.3), observables=observables, **changes)
 
 
-def run(problem, settings, spring, num_replicas=16):
+def run(problem, settings, spring, num_replicas=16, is_time_up=lambda seen: False):
     training, seen = training_of(problem, settings), []
     start = init(training, spring, num_replicas=num_replicas)
-    end = stable.run(problem, settings, start, training=training, on_step=lambda *step: seen.append(step))
+    end = stable.run(
+        problem,
+        settings,
+        start,
+        training=training,
+        on_step=lambda *step: seen.append(step),
+        is_time_up=lambda: is_time_up(seen),
+    )
     return start, end, seen
 
 
@@ -125,6 +132,30 @@ def test_parameters_beyond_the_bound_of_the_error_are_not_returned(spring):
     assert float(end.params) == float(start.params)
 
 
+@pytest.mark.parametrize("returns_best", [True, False])
+@pytest.mark.parametrize("phase", [stable.SIMULATE, stable.LEARN])
+def test_nothing_is_learned_once_the_time_is_up(phase, returns_best, spring):
+    learning = {"max_epochs": 5, "min_unstable": 0.0}
+    settings = settings_of(learning=learning, **(BEST | {"num_cycles": 4}))._replace(returns_best=returns_best)
+    asked = 0
+
+    def is_time_up(seen):
+        nonlocal asked
+        asked = len(seen)
+        state, _ = seen[-1]
+        return int(state.phase) == phase and (phase == stable.LEARN or int(state.cycle) == 1)
+
+    _, end, seen = run(taught(spring, KT / 40), settings, spring, is_time_up=is_time_up)
+    after = [isinstance(info, simulate.SimulateInfo) for _, info in seen[asked:]]
+    assert all(after) and bool(after) == returns_best
+    assert int(end.phase) == stable.FINISHED
+    if returns_best:
+        assert bool(seen[-1][1].starts_learning | seen[-1][1].gives_up)  # the last search is a whole one
+        assert float(end.params) == float(end.best.params)
+    else:
+        assert float(end.params) == float(seen[-1][0].params)
+
+
 def test_the_rate_falls_from_cycle_to_cycle(spring):
     settings = settings_of(learning={"cycle_factor": 0.5, "max_epochs": 1}, simulation={"max_searches": 30})
     _, _, seen = run(problem_of(spring, stretch(spring, 0.25)), settings, spring)
@@ -132,9 +163,22 @@ def test_the_rate_falls_from_cycle_to_cycle(spring):
     assert rates == [1.0, 0.5, 0.25]
 
 
+def test_replicas_are_hotter_in_training(spring):
+    def squares(ratio, steps=20):
+        settings = settings_of(simulation={"temperature_ratio": ratio})
+        training = training_of(problem_of(spring, never_fails), settings)
+        state = init(training, spring, num_replicas=200)
+        for _ in range(steps):
+            state, _ = training.simulate(state)
+        return float(jnp.mean(state.simulation.replicas.md.velocity**2))
+
+    assert squares(2.0) / squares(1.0) == pytest.approx(2.0, rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"simulation": {"temperature_ratio": 0.0}}, "expected temperature_ratio > 0, got 0.0"),
         ({"simulation": {"target_ratio": 1.0}}, "expected target_ratio > 1, got 1.0"),
         ({"learning": {"cycle_factor": 0.0}}, "expected 0 < cycle_factor <= 1, got 0.0"),
         ({"learning": {"cycle_factor": 1.5}}, "expected 0 < cycle_factor <= 1, got 1.5"),

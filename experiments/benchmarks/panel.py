@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from experiments.benchmarks import records
 from experiments.benchmarks.controls import CONTROLS, FOLDER
@@ -91,10 +91,12 @@ def fields_of(arm: Arm) -> list[str]:
     fields += [f"--config.name={arm.member}"]
     if member.path is not None:
         fields.append(f"--config.data.path={member.path}")
-    return fields + (paper_fields(member.module) if arm.name == PAPER else [])
+    if arm.name == PAPER:
+        fields += [f"--config.{name}={value}" for name, value in paper_settings(member.module).items()]
+    return fields
 
 
-def paper_fields(module: str) -> list[str]:
+def paper_settings(module: str) -> dict[str, Any]:
     """What the paper's recipe sets otherwise than the default of a system, but sizes.
 
     Args:
@@ -110,7 +112,7 @@ def paper_fields(module: str) -> list[str]:
     names = [
         name for name in default if (section := name.partition("."))[0] in KEPT and section[2] not in KEPT[section[0]]
     ]
-    return [f"--config.{name}={paper[name]}" for name in names if paper[name] != default[name]]
+    return {name: paper[name] for name in names if paper[name] != default[name]}
 
 
 def targets(record: dict, max_minutes: float) -> list[Target]:

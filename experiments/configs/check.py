@@ -61,6 +61,7 @@ CONSTRAINTS: dict[str, Constraint] = {
             (
                 "data.max_gigabytes pretrain.learning_rate pretrain.clip_norm md.temperature_K md.timestep_fs "
                 "md.damping_time_fs md.skin_A stable.learning_rate stable.max_change stable.max_qm_loss stable.damping "
+                "stable.temperature_ratio "
                 "stable.max_simulation_ps "
                 "stability.train_threshold_A stability.learn_threshold_A stability.evaluate_threshold_A "
                 "stability.evaluate_threshold "
@@ -79,7 +80,7 @@ CONSTRAINTS: dict[str, Constraint] = {
                 "observable.length_weight observable.distance_weight observable.violation_weight "
                 "stability.range_margin_A pretrain.weight_decay pretrain.position_noise_A "
                 "evaluate.diffusion_from_ps "
-                "stable.target_ratio stable.max_held_out_error evaluate.horizon_ratio"
+                "stable.target_ratio stable.max_held_out_error stable.max_minutes evaluate.horizon_ratio"
             ),
         ),
         (FRACTION, "stable.min_unstable stable.min_effective_fraction pretrain.min_rate_scale stable.min_rate_scale"),
@@ -173,4 +174,9 @@ def _relations(values: dict[str, Any]) -> list[str]:
                 f"config.evaluate.{name} has to be at most {longest_fs / factor:g}, config.evaluate.chunk_ps less one "
                 f"config.evaluate.frame_spacing_fs, got {window:g}."
             )
+    if (num := values["cluster.num_processes"]) > 1 and values["stable.max_minutes"]:
+        wrong.append(
+            f"config.stable.max_minutes has to be 0 where config.cluster.num_processes is {num}, whose clocks differ, "
+            f"got {values['stable.max_minutes']:g}."
+        )
     return wrong

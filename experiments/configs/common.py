@@ -66,6 +66,7 @@ def get_config() -> ConfigDict:
 
     stable = config.stable = ConfigDict()  # StABlE training (Algorithm 1)
     stable.num_replicas = 128  # R: simulated side by side
+    stable.temperature_ratio = 1.0  # of StABlE training, over md.temperature_K: hotter replicas fail sooner
     stable.steps_per_epoch = 2000  # t: of each replica in one search for failures, and in one epoch of learning
     stable.steps_per_frame = 100  # S: between two frames that are learned from; divides t
     stable.max_unstable = 0.75  # f_max: unstable fraction of the replicas that ends the search for failures
@@ -73,6 +74,7 @@ def get_config() -> ConfigDict:
     stable.num_cycles = 4  # of a search for failures and a learning phase each
     stable.restarts = False  # whether every search begins at the same frames; if not, where the last phase ended
     stable.target_ratio = 0.0  # training ends when replicas are stable this many times as long as at first; 0: never
+    stable.max_minutes = 0.0  # after which nothing more is learned; the last search still ends; 0: any
     stable.returns_best = False  # whether a search follows the last cycle, and the best parameters are returned
     stable.max_held_out_error = 0.0  # force MAE on validation frames over that at the start, of the best; 0: any
     stable.cycle_factor = 1.0  # the rate is multiplied by this from cycle to cycle

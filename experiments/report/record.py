@@ -63,7 +63,7 @@ def measured_rows(facts: Facts, runs: Runs) -> list[dict]:
     """
     rows = []
     for phase, run in (("before", runs.before), ("after", runs.after)):
-        rows += [_median_row(phase, run), *_phase_rows(facts, phase, run)]
+        rows += [median_row(phase, run), *_phase_rows(facts, phase, run)]
         rows += _vacf_rows(phase, run, runs.reference_motion)
         rows += transition_rows(phase, run.motion, spacing_fs=facts.frame_spacing_fs)
         rows += diffusivity_rows(phase, run.motion, spacing_fs=facts.frame_spacing_fs, fit_ps=facts.fit_ps)
@@ -72,7 +72,13 @@ def measured_rows(facts: Facts, runs: Runs) -> list[dict]:
     return rows + _comparison_rows(runs, facts.seed)
 
 
-def _median_row(phase: str, run: Evaluation) -> dict:
+def median_row(phase: str, run: Evaluation) -> dict:
+    """The median first passage, with its interval.
+
+    Args:
+      phase: before or after.
+      run: what was measured.
+    """
     median = survival.median_first_passage(run.first_passage_ps, run.is_unstable)
     return {
         "metric": "median_first_passage_ps",

@@ -51,6 +51,7 @@ def settings_of(config: ConfigDict, system: System) -> Settings:
         max_searches=max(1, math.ceil(stable_settings.max_simulation_ps / ps_per_search - 1e-9)),
         table_intervals=system.table_intervals,
         target_ratio=stable_settings.target_ratio or math.inf,
+        temperature_ratio=stable_settings.temperature_ratio,
         restarts=stable_settings.restarts,
     )
     return Settings(
@@ -122,6 +123,7 @@ def run_stable(
     save: Save,
     progress: Progress,
     *,
+    max_minutes: float = 0.0,
     failures: TrainingFailures | None = None,
     training: stable.StableTraining | None = None,
 ) -> tuple[StableState, System]:
@@ -134,6 +136,7 @@ def run_stable(
       course: entries of the steps so far; it is appended to.
       save: called after every step with the state, the course and the system, whose neighbor lists may be longer.
       progress: updated after every step.
+      max_minutes: of the stage, after which nothing more is learned; the last search still ends. 0: any.
       failures: keeps the last frames of replicas that fail. None: they are not kept.
       training: for the system as it is, where it has been built already.
 
@@ -149,6 +152,12 @@ def run_stable(
         recorder.system = system._replace(problem=problem)
         progress.say("a neighbor list overflowed: lists are made longer and the step is repeated")
 
+    def is_time_up() -> bool:
+        is_up = 0 < 60 * max_minutes < progress.wall_s()
+        if is_up:
+            progress.say(f"the {max_minutes:g} minutes of StABlE training are over: nothing more is learned")
+        return is_up
+
     state = stable.run(
         system.problem,
         settings,
@@ -156,6 +165,7 @@ def run_stable(
         execution=system.execution,
         on_step=recorder,
         on_longer_lists=lengthen,
+        is_time_up=is_time_up,
         training=training,
     )
     return state, recorder.system
