@@ -47,6 +47,7 @@ PLAIN = {
     "observable.in_fluctuations": False,
     "observable.violation_weight": 0.0,
     "observable.weight": 30.0,
+    "observable.by_element": True,
     "observable.bond_weight": 3.0,
 }
 
@@ -75,7 +76,8 @@ def test_criteria_weights_and_references_are_those_of_the_config(config):
     assert weight["bond_variance"] == pytest.approx(3.0 / len(reference["bond_variance"]))
 
 
-def test_observables_in_fluctuations_count_in_standard_deviations_of_the_reference(config, system):
+def test_observables_in_fluctuations_count_in_standard_deviations_of_the_reference(config):
+    config, system = changed(config, {"observable.weight": 1.0, "observable.by_element": True})
     reference, weight = system.problem.observables.reference, system.problem.observables.weight
     assert set(reference) == {"1-1", "1-6", "1-8", "6-6", "6-8", "8-8", "violation"}
     fn = system.problem.observables.fn

@@ -134,9 +134,13 @@ QM_WEIGHT = 10.0
 """λ of Equation 7."""
 SIGNALS: dict[str, dict[str, Any]] = {
     "violation": {"observable.violation_weight": 1.0},
-    "h(r)": {"observable.weight": 1.0, "observable.by_element": False},
-    "h(r) by element": {"observable.weight": 1.0},
-    "h(r) by element and separation": {"observable.weight": 1.0, "observable.by_separation": True},
+    "h(r)": {"observable.weight": 1.0},
+    "h(r) by element": {"observable.weight": 1.0, "observable.by_element": True},
+    "h(r) by element and separation": {
+        "observable.weight": 1.0,
+        "observable.by_element": True,
+        "observable.by_separation": True,
+    },
     "bond variances": {"observable.bond_weight": 1.0},
     "bond angles": {"observable.others": "bond_angles=1"},
     "bond lengths": {"observable.length_weight": 1.0},
