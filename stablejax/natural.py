@@ -9,12 +9,11 @@ samples of replicas that stayed stable. To first order
 where ∂ is the derivative with respect to the parameters and σ_U, σ_F are the mean absolute errors of the static data
 set at the start of training: G is the Gauss–Newton matrix of the errors in their own units. The length s is that at
 which the changes on the anchors reach a given fraction of σ_U or σ_F: a trust region in the place of a learning rate.
-L_σ is the loss on the static data set over that at the start, of forces and of energies with their common shift, which
-no average of the simulation tells of: the mean of order 4 of ⟨ΔF²⟩ and ⟨ΔU²⟩ + 10 ⟨ΔU⟩², each over its first value, so
-that neither is traded for the other. ν ≥ 0 is the least weight with which L_σ stays below its bound: the multiplier of
-a constraint in the place of λ of Equation 7. It is the one to first order, corrected by what L_σ is found to exceed the
-bound by. G is never formed: a product with it is one forward and one reverse derivative, and few iterations of
-conjugate gradients suffice.
+L_σ is the loss on the static data set in the same units, of forces and of the common shift of energies, which no
+average of the simulation tells of: ⟨(ΔF/σ_F)²⟩ + 10 ⟨ΔU/σ_U⟩². ν ≥ 0 is the least weight with which L_σ stays below its
+bound: the multiplier of a constraint in the place of λ of Equation 7. It is the one to first order, corrected by what
+L_σ is found to exceed the bound by. G is never formed: a product with it is one forward and one reverse derivative, and
+few iterations of conjugate gradients suffice.
 """
 
 from __future__ import annotations
@@ -37,8 +36,6 @@ from stablejax.updates import Evaluated, Rule, Seen, Step
 
 SHIFT_WEIGHT = 10.0
 """Of the common shift of energies in the loss on the static data set."""
-ORDER = 4
-"""Of the mean of the relative losses of energies and forces."""
 NUM_ATTEMPTS = 4
 """Of a step that keeps the bound; each is corrected by what the one before exceeded it by."""
 
@@ -47,7 +44,7 @@ class TrustRegion(NamedTuple):
     """Settings of the steps."""
 
     max_change: float = 0.15  # of energies or forces, rms over the anchors, over σ_U or σ_F
-    max_qm_loss: float = 1.0  # bound on L_σ, which is 1 at the start of training
+    max_qm_loss: float = 1.0  # bound on L_σ, over that at the start of training
     num_anchors: int = 96  # of which half are of the static data set, if it has as many
     damping: float = 1e-5  # ε, over the curvature of G along ∇L_obs
     num_iterations: int = 16  # of conjugate gradients
@@ -61,11 +58,11 @@ class Anchors(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """Units of the metric, and the losses that the bound refers to; NaN until the first step."""
+    """Units of the metric, and the loss that the bound refers to; NaN until the first step."""
 
     energy: Float[Array, ""]  # σ_U, eV
     force: Float[Array, ""]  # σ_F, eV/Å
-    losses: Float[Array, "2"]  # ⟨ΔU²⟩ + 10 ⟨ΔU⟩², eV², and ⟨ΔF²⟩, eV²/Å²
+    loss: Float[Array, ""]  # L_σ
 
 
 class Change(NamedTuple):
@@ -126,25 +123,20 @@ def natural_gradient(
     check(settings)
     metric = gauss_newton(energy_fn, execution=execution)
 
-    def static_losses(params: Params, frames: Labeled) -> Float[Array, "2"]:
+    def static_loss(params: Params, frames: Labeled, energy_unit, force_unit) -> Float[Array, ""]:
         energy, force = jax.vmap(energy_and_forces(energy_fn), (None, 0))(prepare(params), frames.position)
-        error = energy - frames.energy
-        of_energy = jnp.mean(error**2) + SHIFT_WEIGHT * jnp.mean(error) ** 2
-        return jnp.stack([of_energy, jnp.mean((force - frames.force) ** 2)])
-
-    def static_loss(params: Params, frames: Labeled, first: Float[Array, "2"]) -> Float[Array, ""]:
-        return jnp.mean((static_losses(params, frames) / first) ** ORDER) ** (1 / ORDER)
+        shift = jnp.mean(energy - frames.energy)
+        return jnp.mean((force - frames.force) ** 2) / force_unit**2 + SHIFT_WEIGHT * (shift / energy_unit) ** 2
 
     def init(_: Params) -> Scale:
         unknown = jnp.full((), jnp.nan, jnp.result_type(float))
-        return Scale(unknown, unknown, jnp.full(2, unknown))
+        return Scale(unknown, unknown, unknown)
 
     def step(scale: Scale, params: Params, evaluated: Evaluated, seen: Seen, rate_scale) -> Step:
         errors = evaluated.qm_errors
         energy, force = _first(scale.energy, errors.energy_mae), _first(scale.force, errors.force_mae)
-        losses = _first(scale.losses, static_losses(params, seen.frames))
-        loss, loss_gradient = jax.value_and_grad(static_loss)(params, seen.frames, losses)
-        scale = Scale(energy, force, losses)
+        loss, loss_gradient = jax.value_and_grad(static_loss)(params, seen.frames, energy, force)
+        scale = Scale(energy, force, _first(scale.loss, loss))
         anchors = choose_anchors(seen, settings.num_anchors, multiple_of=_num_devices(execution))
         toward = _where(evaluated.has_observable, evaluated.observable_gradient)
         prepared, along = jax.linearize(prepare, params)
@@ -162,17 +154,18 @@ def natural_gradient(
             return length.astype(relative.dtype), change
 
         first_length, _ = length_of(natural)
+        bound = settings.max_qm_loss * scale.loss
 
         def attempt(_, tried: _Tried) -> _Tried:
             multiplier = _multiplier(tried.excess, loss_gradient, natural, back, first_length)
             direction = jax.tree.map(lambda a, b: a + multiplier * b, natural, back)
             length, change = length_of(direction)
             moved = jax.tree.map(lambda p, d: (p - length * d).astype(p.dtype), params, direction)
-            above = jnp.maximum(static_loss(moved, seen.frames, losses) - settings.max_qm_loss, 0)
+            above = jnp.maximum(static_loss(moved, seen.frames, energy, force) - bound, 0)
             return _Tried(tried.excess + above, direction, length, change)
 
         nothing = jnp.zeros_like(first_length)
-        tried = _Tried(loss - settings.max_qm_loss, natural, first_length, Change(nothing, nothing))
+        tried = _Tried(loss - bound, natural, first_length, Change(nothing, nothing))
         _, direction, length, change = lax.fori_loop(0, NUM_ATTEMPTS, attempt, tried)
         return Step(
             change=jax.tree.map(lambda leaf: (-length * leaf).astype(leaf.dtype), direction),
@@ -252,7 +245,7 @@ def choose_anchors(seen: Seen, num: int, *, multiple_of: int = 1) -> Anchors:
     return Anchors(position, (weight / jnp.sum(weight)).astype(position.dtype))
 
 
-def _first(old: Float[Array, "*one"], new: Float[Array, "*one"]) -> Float[Array, "*one"]:
+def _first(old: Float[Array, ""], new: Float[Array, ""]) -> Float[Array, ""]:
     """What is known since the first step."""
     return jnp.where(jnp.isnan(old), new, old).astype(old.dtype)
 

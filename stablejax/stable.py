@@ -32,7 +32,10 @@ class Settings(NamedTuple):
     num_cycles: int = 4  # of simulation and learning, at the most
     seed: int = 0  # of the batches of the static data set
     returns_best: bool = False  # another search follows the last cycle, and the best parameters are returned
-    max_held_out_error: float = math.inf  # force MAE on the held-out frames, over that at the start, of the best
+    max_held_out_error: float = (
+        math.inf
+    )  # force MAE on the held-out frames, over that at the start, of the best; beyond
+    # it training ends, for what is learned later costs more still
 
 
 class Best(NamedTuple):
@@ -115,17 +118,21 @@ def stable_training(problem: Problem, settings: Settings, *, execution: Executio
         moved = state._replace(simulation=simulated, num_calls=state.num_calls + 1)
         if not settings.returns_best:
             return moved._replace(phase=phase.astype(jnp.int32)), info
-        best, is_best = jax.lax.cond(
-            info.starts_learning | info.gives_up, compared, lambda *_: (state.best, jnp.bool(False)), state, info
+        best, is_best, exceeds = jax.lax.cond(
+            info.starts_learning | info.gives_up,
+            compared,
+            lambda *_: (state.best, jnp.bool(False), jnp.bool(False)),
+            *(state, info),
         )
-        is_over = (phase == FINISHED) | ((phase == LEARN) & (state.cycle >= settings.num_cycles))
+        is_over = (phase == FINISHED) | exceeds | ((phase == LEARN) & (state.cycle >= settings.num_cycles))
         chosen = jax.tree.map(lambda a, b: jnp.where(is_over, a, b), best.params, state.params)
         learned = state.learning._replace(updates=state.learning.updates._replace(params=chosen))
         phase = jnp.where(is_over, FINISHED, phase).astype(jnp.int32)
-        return moved._replace(phase=phase, best=best, learning=learned), info._replace(is_best=is_best)
+        ended = info._replace(is_best=is_best, exceeds_error=exceeds)
+        return moved._replace(phase=phase, best=best, learning=learned), ended
 
-    def compared(state: StableState, info: SimulateInfo) -> tuple[Best, Bool[Array, ""]]:
-        """The best so far, and whether it is that of the search that has just ended."""
+    def compared(state: StableState, info: SimulateInfo) -> tuple[Best, Bool[Array, ""], Bool[Array, ""]]:
+        """The best so far, whether it is that of the search that has just ended, and whether the error is too large."""
         error = jnp.zeros_like(state.best.first_error)
         if problem.held_out is not None:
             error = jnp.asarray(qm_loss(state.params, problem.held_out)[1].force_mae, error.dtype)
@@ -138,7 +145,7 @@ def stable_training(problem: Problem, settings: Settings, *, execution: Executio
             (state.params, info.stable_steps.astype(state.best.stable_steps.dtype)),
             (state.best.params, state.best.stable_steps),
         )
-        return Best(params, steps, first_error), is_best
+        return Best(params, steps, first_error), is_best, ~is_within
 
     qm_loss = problem.qm_loss()
 

@@ -15,7 +15,7 @@ from stablejax.types import Frame
 from stablejax.updates import Evaluated, Seen
 
 NUM_SAMPLES, NUM_STATIC = 24, 5
-SCALE = Scale(np.array(0.3), np.array(0.7), np.array([20.0, 2.0]))
+SCALE = Scale(np.array(0.3), np.array(0.7), np.array(0.1))
 PARAMS = {"linear": np.array([0.3, -0.2, 0.5]), "bent": np.array([0.4, 0.1])}
 
 
@@ -44,32 +44,25 @@ def matrix(anchors, scale):
     return np.asarray(G), np.asarray(du), np.asarray(df)
 
 
-def static_losses(frames, params=PARAMS):
-    """Of energies and of forces, from single frames."""
-    errors, of_forces = [], []
-    for position, label, force in zip(*frames, strict=True):
-        energy_, gradient = jax.value_and_grad(energy, argnums=1)(params, position)
-        errors.append(energy_ - label)
-        of_forces.append(jnp.mean((-gradient - force) ** 2))
-    shift = sum(errors) / len(errors)
-    return [sum(error**2 for error in errors) / len(errors) + 10 * shift**2, sum(of_forces) / len(of_forces)]
-
-
-def static_loss(frames, first, params=PARAMS):
-    """L_σ and its gradient."""
+def static_loss(frames, params=PARAMS):
+    """L_σ and its gradient, from single frames."""
     flat_, unravel = jax.flatten_util.ravel_pytree(params)
 
     def loss(flat_):
-        relative = [one / known for one, known in zip(static_losses(frames, unravel(flat_)), first, strict=True)]
-        return (sum(one**4 for one in relative) / 2) ** 0.25
+        of_forces, shift = 0.0, 0.0
+        for position, label, force in zip(*frames, strict=True):
+            energy_, gradient = jax.value_and_grad(energy, argnums=1)(unravel(flat_), position)
+            of_forces += jnp.mean(((-gradient - force) / SCALE.force) ** 2) / len(frames.energy)
+            shift += (energy_ - label) / SCALE.energy / len(frames.energy)
+        return of_forces + 10 * shift**2
 
     value, gradient = jax.value_and_grad(loss)(flat_)
     return float(value), np.asarray(gradient)
 
 
 def scale_with(factor):
-    """The units, with static losses at the start that are so many times those of the parameters."""
-    return SCALE._replace(losses=factor * np.array(static_losses(seen().frames)))
+    """The units, with L_σ at the start that is so many times that of the parameters."""
+    return SCALE._replace(loss=factor * np.array(static_loss(seen().frames)[0]))
 
 
 def flat(tree):
@@ -126,7 +119,7 @@ def by_hand(settings, evaluated_, scale, **given):
     anchors = natural.choose_anchors(seen(**given), settings.num_anchors)
     G, du, df = matrix(anchors, scale)
     frames = seen(**given).frames
-    loss, q = static_loss(frames, scale.losses)
+    loss, q = static_loss(frames)
     g = flat(evaluated_.observable_gradient)
     damped = G + settings.damping * (g @ G @ g) / (g @ g) * np.eye(len(g))
     toward, back = np.linalg.solve(damped, g), np.linalg.solve(damped, q)
@@ -138,12 +131,13 @@ def by_hand(settings, evaluated_, scale, **given):
         change_f = np.sqrt(np.sum(weight * np.mean((df @ d) ** 2, axis=1))) / scale.force
         return settings.max_change / max(change_u, change_f)
 
-    excess = loss - settings.max_qm_loss
+    bound = settings.max_qm_loss * scale.loss
+    excess = loss - bound
     for _ in range(natural.NUM_ATTEMPTS):
         multiplier = max((excess / length_of(toward) - q @ toward) / (q @ back), 0)
         d = toward + multiplier * back
         change = -length_of(d) * d
-        excess += max(static_loss(frames, scale.losses, unravel(start + change))[0] - settings.max_qm_loss, 0)
+        excess += max(static_loss(frames, unravel(start + change))[0] - bound, 0)
     return change, multiplier
 
 
@@ -162,7 +156,7 @@ def test_step_is_the_solution_of_the_equations(first, x64):
 
 def test_units_and_bound_are_those_of_the_first_step():
     made = step(EXACT)
-    expected = [float(SCALE.energy), float(SCALE.force), *static_losses(seen().frames)]
+    expected = [float(SCALE.energy), float(SCALE.force), static_loss(seen().frames)[0]]
     np.testing.assert_allclose(flat(made.state), np.array(expected), rtol=1e-5)
     worse = LabelErrors(2 * SCALE.energy, 2 * SCALE.force)
     again = step(EXACT, evaluated()._replace(qm_errors=worse), state=made.state)
@@ -181,15 +175,14 @@ def test_changes_on_the_anchors_reach_the_bound_and_are_reported(rate_scale):
 
 
 def test_loss_of_the_static_set_does_not_rise_above_its_bound():
-    first = static_losses(seen().frames)
-    _, q = static_loss(seen().frames, first)
+    first, q = static_loss(seen().frames)
     toward = evaluated()
     if q @ flat(step(EXACT._replace(max_qm_loss=100.0)).change) < 0:
         toward = toward._replace(observable_gradient=jax.tree.map(np.negative, toward.observable_gradient))
     free, bound = step(EXACT._replace(max_qm_loss=100.0), toward), step(EXACT, toward)
     assert q @ flat(free.change) > 1e-3
     moved = [jax.tree.map(np.add, PARAMS, made.change) for made in (free, bound)]
-    above, below = (static_loss(seen().frames, first, one)[0] - 1 for one in moved)
+    above, below = (static_loss(seen().frames, one)[0] - first for one in moved)
     assert above > 0 and -0.1 * above < below <= 0
     assert flat(toward.observable_gradient) @ flat(bound.change) < 0
 

@@ -230,6 +230,12 @@ class _Recorder:
             self._failures.add(self.system, state)
         if isinstance(info, LearnInfo):
             self._say_what_went_wrong(state, info)
+        elif bool(info.exceeds_error):
+            bound = 100 * (self._settings.max_held_out_error - 1)
+            self._progress.say(
+                f"the force error on validation frames has risen by more than {bound:.3g} %, so StABlE training ends "
+                f"after {cycle} cycles with the best parameters before"
+            )
         elif bool(info.gives_up):
             self._say_end(cycle, info)
         elif float(info.fraction_unstable) == 1 and int(info.most_steps) <= FEW_STEPS:
