@@ -11,14 +11,15 @@ set at the start of training: G is the Gauss–Newton matrix of the errors in th
 which the changes on the anchors reach a given fraction of σ_U or σ_F: a trust region in the place of a learning rate.
 L_σ is the loss on the static data set in the same units, of forces and of the common shift of energies, which no
 average of the simulation tells of: ⟨(ΔF/σ_F)²⟩ + 10 ⟨ΔU/σ_U⟩². ν ≥ 0 is the least weight with which L_σ stays below its
-bound: the multiplier of a constraint in the place of λ of Equation 7. It is the one to first order, corrected by what
-L_σ is found to exceed the bound by. G is never formed: a product with it is one forward and one reverse derivative, and
-few iterations of conjugate gradients suffice.
+bound: the multiplier of a constraint in the place of λ of Equation 7. It is 0 where a step without keeps the bound, and
+else the one to first order, corrected by what L_σ is found to exceed the bound by. G is never formed: a product with it
+is one forward and one reverse derivative. Each iteration of conjugate gradients makes the step cost less elsewhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -43,11 +44,11 @@ NUM_ATTEMPTS = 4
 class TrustRegion(NamedTuple):
     """Settings of the steps."""
 
-    max_change: float = 0.15  # of energies or forces, rms over the anchors, over σ_U or σ_F
+    max_change: float = 0.3  # of energies or forces, rms over the anchors, over σ_U or σ_F
     max_qm_loss: float = 1.0  # bound on L_σ, over that at the start of training
     num_anchors: int = 96  # of which half are of the static data set, if it has as many
     damping: float = 1e-5  # ε, over the curvature of G along ∇L_obs
-    num_iterations: int = 16  # of conjugate gradients
+    num_iterations: int = 40  # of conjugate gradients
 
 
 class Anchors(NamedTuple):
@@ -73,12 +74,11 @@ class Change(NamedTuple):
 
 
 class _Tried(NamedTuple):
-    """A step, and by how much L_σ would exceed its bound to first order if that is also what it was short by before."""
+    """A step."""
 
-    excess: Float[Array, ""]
     direction: Params
     length: Float[Array, ""]
-    change: Change
+    change: Change  # along the direction
 
 
 class Metric(NamedTuple):
@@ -145,28 +145,37 @@ def natural_gradient(
         def product(direction: Params) -> Params:
             return transposed(metric.product(prepared, anchors, scale, along(direction)))[0]
 
-        natural, back = _solve(product, toward, loss_gradient, settings)
-
         def length_of(direction: Params) -> tuple[Float[Array, ""], Change]:
             change = metric.change(prepared, anchors, along(direction))
             relative = jnp.maximum(change.energy / scale.energy, change.force / scale.force)
             length = settings.max_change * rate_scale / jnp.where(relative > 0, relative, jnp.inf)
             return length.astype(relative.dtype), change
 
-        first_length, _ = length_of(natural)
-        bound = settings.max_qm_loss * scale.loss
-
-        def attempt(_, tried: _Tried) -> _Tried:
-            multiplier = _multiplier(tried.excess, loss_gradient, natural, back, first_length)
-            direction = jax.tree.map(lambda a, b: a + multiplier * b, natural, back)
-            length, change = length_of(direction)
+        def above(direction: Params, length) -> Float[Array, ""]:
+            """What L_σ exceeds its bound by after a step."""
             moved = jax.tree.map(lambda p, d: (p - length * d).astype(p.dtype), params, direction)
-            above = jnp.maximum(static_loss(moved, seen.frames, energy, force) - bound, 0)
-            return _Tried(tried.excess + above, direction, length, change)
+            bound = settings.max_qm_loss * scale.loss
+            return jnp.maximum(static_loss(moved, seen.frames, energy, force) - bound, 0)
 
-        nothing = jnp.zeros_like(first_length)
-        tried = _Tried(loss - bound, natural, first_length, Change(nothing, nothing))
-        _, direction, length, change = lax.fori_loop(0, NUM_ATTEMPTS, attempt, tried)
+        damping = settings.damping * _curvature(product, toward)
+        solve = partial(_solve, product, damping, settings.num_iterations)
+        natural = solve(toward)
+        free = _Tried(natural, *length_of(natural))
+
+        def bounded() -> _Tried:
+            back = solve(loss_gradient)
+
+            def attempt(_, carried: tuple[Float[Array, ""], _Tried]) -> tuple[Float[Array, ""], _Tried]:
+                excess, _ = carried
+                multiplier = _multiplier(excess, loss_gradient, natural, back, free.length)
+                direction = jax.tree.map(lambda a, b: a + multiplier * b, natural, back)
+                tried = _Tried(direction, *length_of(direction))
+                return excess + above(direction, tried.length), tried
+
+            excess = (loss - settings.max_qm_loss * scale.loss).astype(free.length.dtype)
+            return lax.fori_loop(0, NUM_ATTEMPTS, attempt, (excess, free))[1]
+
+        direction, length, change = lax.cond(above(natural, free.length) > 0, bounded, lambda: free)
         return Step(
             change=jax.tree.map(lambda leaf: (-length * leaf).astype(leaf.dtype), direction),
             state=scale,
@@ -250,19 +259,19 @@ def _first(old: Float[Array, ""], new: Float[Array, ""]) -> Float[Array, ""]:
     return jnp.where(jnp.isnan(old), new, old).astype(old.dtype)
 
 
-def _solve(product: Callable, toward: Params, back: Params, settings: TrustRegion) -> tuple[Params, Params]:
-    """(G + εI)⁻¹ of both gradients, by conjugate gradients that are cut short."""
-    curvature = optax.tree.vdot(toward, product(toward)) / optax.tree.vdot(toward, toward)
-    damping = settings.damping * jnp.where(jnp.isfinite(curvature), curvature, 1)
+def _curvature(product: Callable, direction: Params) -> Float[Array, ""]:
+    """Of the metric along a direction; 1 where there is none."""
+    curvature = optax.tree.vdot(direction, product(direction)) / optax.tree.vdot(direction, direction)
+    return jnp.where(jnp.isfinite(curvature), curvature, 1)
+
+
+def _solve(product: Callable, damping, num_iterations: int, gradient: Params) -> Params:
+    """(G + εI)⁻¹ of a gradient, by conjugate gradients that are cut short."""
 
     def damped(direction):
         return jax.tree.map(lambda a, b: a + damping * b, product(direction), direction)
 
-    # Side by side, so that the model is evaluated once for both.
-    both = jax.tree.map(lambda *leaves: jnp.stack(leaves), toward, back)
-    solved = jax.vmap(lambda gradient: cg(damped, gradient, tol=0.0, maxiter=settings.num_iterations)[0])(both)
-    first, second = (jax.tree.map(lambda leaf, index=index: leaf[index], solved) for index in (0, 1))
-    return first, second
+    return cg(damped, gradient, tol=0.0, maxiter=num_iterations)[0]
 
 
 def _multiplier(excess, gradient: Params, natural: Params, back: Params, length) -> Float[Array, ""]:

@@ -130,6 +130,10 @@ def test_parameters_beyond_the_bound_of_the_error_are_not_returned(spring):
     start, end, seen = run(taught(spring, KT / 40, held_out=held_out), settings, spring)
     assert float(seen[-1][0].best.first_error) == pytest.approx(0.1 * float(jnp.mean(jnp.abs(force))), rel=1e-3)
     assert float(end.params) == float(start.params)
+    # The first search is the reference of the error; the second is the last.
+    exceeds = [bool(info.exceeds_error) for _, info in seen if isinstance(info, simulate.SimulateInfo)]
+    assert exceeds == [False] * (len(exceeds) - 1) + [True] and int(end.phase) == stable.FINISHED
+    assert int(seen[-1][0].cycle) == 1 < settings.num_cycles
 
 
 @pytest.mark.parametrize("returns_best", [True, False])

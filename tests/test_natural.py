@@ -132,6 +132,9 @@ def by_hand(settings, evaluated_, scale, **given):
         return settings.max_change / max(change_u, change_f)
 
     bound = settings.max_qm_loss * scale.loss
+    change, multiplier = -length_of(toward) * toward, 0
+    if static_loss(frames, unravel(start + change))[0] <= bound:
+        return change, multiplier
     excess = loss - bound
     for _ in range(natural.NUM_ATTEMPTS):
         multiplier = max((excess / length_of(toward) - q @ toward) / (q @ back), 0)

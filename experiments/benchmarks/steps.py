@@ -333,7 +333,7 @@ def main() -> None:
     known = ("aspirin", "ac_ala3_nhme", "water")
     parser.add_argument("--systems", type=records.names(known), default=list(known), help="whose defaults are compared")
     parser.add_argument("--seed", type=int, default=0, help="of the experiment")
-    parser.add_argument("--iterations", type=records.numbers, default=[4, 16], help="of conjugate gradients")
+    parser.add_argument("--iterations", type=records.numbers, default=[8, 40], help="of conjugate gradients")
     given = parser.parse_args()
     cli.configure(host_devices=0)
 

@@ -55,9 +55,9 @@ def _learning(stable: ConfigDict) -> None:
     stable.max_unstable = 0.4
     stable.min_unstable = 0.1
     stable.num_cycles = 5
-    stable.max_epochs = 3
+    stable.max_epochs = 4
     stable.cycle_factor = 0.9
-    stable.max_qm_loss = 1.3
+    stable.max_qm_loss = 1.15
     stable.qm_batch_size = 100
     stable.restarts = True
     stable.returns_best = True
