@@ -230,14 +230,8 @@ class _Recorder:
             self._failures.add(self.system, state)
         if isinstance(info, LearnInfo):
             self._say_what_went_wrong(state, info)
-        elif bool(info.exceeds_error):
-            bound = 100 * (self._settings.max_held_out_error - 1)
-            self._progress.say(
-                f"the force error on validation frames has risen by more than {bound:.3g} %, so StABlE training ends "
-                f"after {cycle} cycles with the best parameters before"
-            )
-        elif bool(info.gives_up):
-            self._say_end(cycle, info)
+        elif bool(info.gives_up | info.exceeds_error):
+            self._progress.say(f"{_why_it_ends(self._settings, info, self._ps_per_step)} after {cycle} cycles")
         elif float(info.fraction_unstable) == 1 and int(info.most_steps) <= FEW_STEPS:
             self._say_once(f"no replica was stable for more than {FEW_STEPS} steps; {_why(self.system, state, info)}")
         self._save(state, self._course, self.system)
@@ -268,20 +262,26 @@ class _Recorder:
             self._said.add(message)
             self._progress.say(message)
 
-    def _say_end(self, cycle: int, info: SimulateInfo) -> None:
-        simulation = self._settings.simulation
-        if bool(info.reaches_target):
-            self._progress.say(
-                f"the target is reached: replicas are stable {simulation.target_ratio:g} times as long as at first, so "
-                f"StABlE training ends after {cycle} cycles"
-            )
-            return
-        assert simulation.max_searches is not None
-        searched_ps = simulation.max_searches * simulation.steps_per_epoch * self._ps_per_step
-        self._progress.say(
-            f"no more instability: fewer than {100 * simulation.max_unstable:.0f} % of the replicas failed within "
-            f"{searched_ps:g} ps, so StABlE training ends after {cycle} cycles"
+
+def _why_it_ends(settings: Settings, info: SimulateInfo, ps_per_step: float) -> str:
+    simulation = settings.simulation
+    if bool(info.exceeds_error):
+        bound = 100 * (settings.max_held_out_error - 1)
+        return (
+            f"the force error on validation frames has risen by more than {bound:.3g} %, so StABlE training ends with "
+            "the best parameters before,"
         )
+    if bool(info.reaches_target):
+        return (
+            f"the target is reached: replicas are stable {simulation.target_ratio:g} times as long as at first, so "
+            "StABlE training ends"
+        )
+    assert simulation.max_searches is not None
+    searched_ps = simulation.max_searches * simulation.steps_per_epoch * ps_per_step
+    return (
+        f"no more instability: fewer than {100 * simulation.max_unstable:.0f} % of the replicas failed within "
+        f"{searched_ps:g} ps, so StABlE training ends"
+    )
 
 
 def course_entry(info: SimulateInfo | LearnInfo, cycle: int, simulated_ps: float) -> dict:
