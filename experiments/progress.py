@@ -100,7 +100,7 @@ class Progress:
         self._write(f"[{_duration(time.monotonic() - self._begun):>7}] {message}", is_final=True)
 
     def wall_s(self) -> float:
-        """Seconds spent in the present stage, those before the run was resumed included."""
+        """Seconds spent in the present stage, also before the run was resumed."""
         return self._wall(time.monotonic())[self._stage]
 
     def close(self) -> None:

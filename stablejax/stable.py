@@ -149,8 +149,11 @@ def stable_training(problem: Problem, settings: Settings, *, execution: Executio
 
     qm_loss = problem.qm_loss()
 
+    def key_of(state: StableState) -> Key:
+        return jax.random.fold_in(state.key, state.num_calls)
+
     def learn(state: StableState, frames: Labeled, *, num_rounds: int = 1) -> tuple[StableState, LearnInfo]:
-        key = jax.random.fold_in(state.key, state.num_calls)
+        key = key_of(state)
         learned, info = learning.step(state.learning, state.simulation.rewound, frames, key, num_rounds=num_rounds)
         assert info.endpoints is not None
         moved = state._replace(learning=learned, num_calls=state.num_calls + 1)
@@ -181,9 +184,8 @@ def stable_training(problem: Problem, settings: Settings, *, execution: Executio
             return state._replace(phase=jnp.int32(FINISHED), cycle=last)
 
         def search(state: StableState) -> StableState:
-            key = jax.random.fold_in(state.key, state.num_calls)
             rewound = state.simulation.rewound
-            return next_cycle(state, Endpoints(rewound, rewound), key)
+            return next_cycle(state, Endpoints(rewound, rewound), key_of(state))
 
         return jax.lax.cond(state.phase == LEARN, search, lambda state: state, state)._replace(cycle=last)
 
