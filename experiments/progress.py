@@ -48,8 +48,7 @@ class Progress:
         self._stream = stream or sys.stdout
         self._is_terminal = self._stream.isatty()
         self._seconds_between_lines = seconds_between_lines
-        self._begun = time.monotonic()
-        self._stage_begun = self._begun
+        self._begun = self._stage_begun = time.monotonic()
         self._stage = ""
         self._last_line_at = -float("inf")
         self.stage_wall_s: dict[str, float] = {}
