@@ -36,6 +36,7 @@ ADAM: dict[str, Any] = {
 ARMS: dict[str, dict[str, Any]] = {
     "natural": {},
     "natural, half the change": {"stable.max_change": 0.15},
+    "natural, samples reused": {"stable.max_updates": 2},
     "adam": ADAM,
     "adam, half the rate": ADAM | {"stable.learning_rate": 5e-5},
     "paper": panel.paper_settings("aspirin"),
