@@ -32,10 +32,7 @@ class Settings(NamedTuple):
     num_cycles: int = 4  # of simulation and learning, at the most
     seed: int = 0  # of the batches of the static data set
     returns_best: bool = False  # another search follows the last cycle, and the best parameters are returned
-    max_held_out_error: float = (
-        math.inf
-    )  # force MAE on the held-out frames, over that at the start, of the best; beyond
-    # it training ends, for what is learned later costs more still
+    max_held_out_error: float = math.inf  # held-out force MAE over that at the start, beyond which training ends
 
 
 class Best(NamedTuple):

@@ -14,6 +14,7 @@ are not asked for. `--draw` draws the figure of the record, and runs nothing.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,7 +151,7 @@ def draw(rows: list[dict], path: Path) -> None:
 
     figure = Figure(figsize=(7, 5), layout="constrained")
     axis = figure.subplots()
-    for arm, marker in zip(dict.fromkeys(row["arm"] for row in rows), "osD^vXP*", strict=False):
+    for arm, marker in zip(dict.fromkeys(row["arm"] for row in rows), itertools.cycle("osD^vXP*"), strict=False):
         by_amount: dict[int, dict[str, dict]] = {}
         for row in rows:
             if row["arm"] == arm:
