@@ -136,6 +136,17 @@ class Progress:
         self._stream.flush()
 
 
+def silent(stage: str) -> Progress:
+    """Progress that is shown nowhere and measures time, with a stage begun.
+
+    Args:
+      stage: its name.
+    """
+    progress = Progress(Path(os.devnull), is_silent=True)
+    progress.stage(stage)
+    return progress
+
+
 def _lines(path: Path) -> list[bytes]:
     """Lines of the file; the last one may be cut, by the end of a process."""
     return path.read_bytes().splitlines(keepends=True) if path.is_file() else []

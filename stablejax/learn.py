@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from stablejax import forms, guard
+from stablejax import buffer, forms, guard
 from stablejax.boltzmann import boltzmann_value_and_grad
+from stablejax.buffer import Buffer
 from stablejax.dynamics import Replica
 from stablejax.guard import Epoch, Guard, GuardState, Verdict
 from stablejax.losses import Labeled, observable_loss
@@ -52,6 +53,7 @@ class Optimization(NamedTuple):
     observable_clip_norm: float = math.inf  # of ∇L_obs before it is added
     max_updates: int = 1  # per epoch; above 1 its samples are reused by reweighting
     min_effective_fraction: float = 0.5  # samples are reused while N_eff/N is at least this
+    buffer_epochs: int = 0  # earlier epochs whose samples are learned from, too, reweighted by MBAR
 
 
 class Noise(NamedTuple):
@@ -87,6 +89,7 @@ class LearnState(NamedTuple):
     epoch: Int[Array, ""]  # epochs of the present phase
     num_rounds: Int[Array, ""]  # multiple of t that the next epoch simulates
     guard: GuardState
+    buffer: Buffer | None = None  # of the last epochs; None: nothing is learned from earlier ones
 
 
 class Endpoints(NamedTuple):
@@ -116,9 +119,9 @@ class LearnInfo(NamedTuple):
 
 
 class LearnPhase(NamedTuple):
-    """`init(params) -> state` and `step(state, rewound, frames, key, *, num_rounds=1) -> (state, info)`."""
+    """`init(params, replicas) -> state` and `step(state, rewound, frames, key, *, num_rounds=1) -> (state, info)`."""
 
-    init: Callable[[Params], LearnState]
+    init: Callable[[Params, Replica], LearnState]  # (params, replicas): of the latter the shapes
     step: Callable[..., tuple[LearnState, LearnInfo]]
     begin: Callable[[LearnState], LearnState]  # a phase: resets the plateau and keeps the optimizer's state
 
@@ -146,7 +149,8 @@ def learn_phase(problem: Problem, engine: Engine, settings: Learning) -> LearnPh
     """
     _check(settings, engine.steps_per_epoch)
     fast = engine.integrator.potential
-    updates = _updates_of(problem, fast, engine.execution, settings.optimization)
+    energies_fn = _energies_of(fast, engine.execution)
+    updates = _updates_of(problem, fast, energies_fn, engine.execution, settings.optimization)
     signal_to_noise = _signal_to_noise(problem, fast, engine.execution, settings.noise)
     plateau = optax.contrib.reduce_on_plateau(factor=settings.plateau_factor, patience=settings.plateau_patience)
 
@@ -157,23 +161,39 @@ def learn_phase(problem: Problem, engine: Engine, settings: Learning) -> LearnPh
         slower = begun._replace(rate_scale=begun.rate_scale * settings.cycle_factor)
         return state._replace(plateau=plateau.init(state.updates.params), epoch=jnp.int32(0), guard=slower)
 
-    def init(params: Params) -> LearnState:
+    def init(params: Params, replicas: Replica) -> LearnState:
         first = updates.init(params)
-        return LearnState(first, plateau.init(params), jnp.int32(0), jnp.int32(1), guard.init(first))
+        zero, one = jnp.int32(0), jnp.int32(1)
+        return LearnState(first, plateau.init(params), zero, one, guard.init(first), first_buffer(params, replicas))
+
+    def first_buffer(params: Params, replicas: Replica) -> Buffer | None:
+        if not (num_epochs := settings.optimization.buffer_epochs):
+            return None
+        shape = jax.eval_shape(
+            lambda: seen_in(engine.prepare(params), replicas, problem.frames, jax.random.key(0), 1)[1]
+        )
+        return buffer.empty(num_epochs, params, shape.samples, shape.mask)
+
+    def seen_in(prepared: Any, rewound: Replica, frames: Labeled, key: Key, num_rounds: int):
+        """Replicas after an epoch, what it gives to learn from, and the number of its valid frames."""
+        replicas, samples, is_valid = _samples(engine, settings, prepared, rewound, num_rounds)
+        mask = _counted(problem, key, samples, is_valid)
+        is_stable = jnp.repeat(~replicas.is_unstable, len(mask) // len(replicas.step))
+        return replicas, Seen(samples, mask, is_stable, frames), jnp.sum(is_valid)
 
     def step(
         state: LearnState, rewound: Replica, frames: Labeled, key: Key, *, num_rounds: int = 1
     ) -> tuple[LearnState, LearnInfo]:
         params = state.updates.params
         prepared = engine.prepare(params)
-        replicas, samples, is_valid = _samples(engine, settings, prepared, rewound, num_rounds)
-        mask = _counted(problem, key, samples, is_valid)
+        replicas, seen, num_samples = seen_in(prepared, rewound, frames, key, num_rounds)
         rate_scale = state.plateau.scale * settings.rate_schedule(state.epoch) * state.guard.rate_scale
-        is_stable = jnp.repeat(~replicas.is_unstable, len(mask) // len(replicas.step))
-        updated, update_info = updates.step(state.updates, rate_scale, Seen(samples, mask, is_stable, frames))
+        known = state.buffer
+        both = seen if known is None else buffer.joined(known, params, seen, energies_fn, kT=problem.kT)
+        updated, update_info = updates.step(state.updates, rate_scale, both)
         _, improved = plateau.update(params, state.plateau, value=update_info.observable_loss)
-        ratio = signal_to_noise(params, samples, mask, len(replicas.step))
-        fraction, num_samples = jnp.mean(replicas.is_unstable), jnp.sum(is_valid)
+        ratio = signal_to_noise(params, seen.samples, seen.mask, len(replicas.step))
+        fraction = jnp.mean(replicas.is_unstable)
         epoch = Epoch(state.updates, updated, frames, fraction, num_samples, update_info)
         judged = _judged(settings, qm_loss, state, epoch, improved)
         info = LearnInfo(
@@ -194,7 +214,8 @@ def learn_phase(problem: Problem, engine: Engine, settings: Learning) -> LearnPh
         )
         rounds = _next_rounds(settings.noise, ratio, num_rounds)
         updated, guarded, _ = judged.verdict
-        return LearnState(updated, judged.plateau, state.epoch + 1, rounds, guarded), info
+        known = None if known is None else buffer.pushed(known, params, seen)
+        return LearnState(updated, judged.plateau, state.epoch + 1, rounds, guarded, known), info
 
     return LearnPhase(init, step, begin)
 
@@ -228,6 +249,15 @@ def _check(settings: Learning, steps_per_epoch: int) -> None:
     if not 0 < settings.cycle_factor <= 1:
         raise ValueError(
             f"`Learning`: expected 0 < cycle_factor <= 1, got {settings.cycle_factor}: choose a smaller one, above 0."
+        )
+    if settings.optimization.buffer_epochs < 0:
+        raise ValueError(
+            f"`Optimization`: expected buffer_epochs >= 0, got {settings.optimization.buffer_epochs}: choose 0 or more."
+        )
+    if settings.optimization.buffer_epochs and settings.noise.wanted_signal_to_noise:
+        raise ValueError(
+            "`Learning`: a buffer of epochs needs them to be of equal length: set `buffer_epochs` of `Optimization` or "
+            "`wanted_signal_to_noise` of `Noise` to 0."
         )
     if settings.noise.wanted_signal_to_noise and settings.noise.num_blocks < 2:
         raise ValueError(
@@ -327,28 +357,35 @@ def _value_and_grad(problem: Problem, fast: Potential, execution: Execution) -> 
     return value_and_grad
 
 
-def _updates_of(problem: Problem, fast: Potential, execution: Execution, settings: Optimization) -> Updates:
-    value_and_grad = _value_and_grad(problem, fast, execution)
-    observable = execution.over_samples(
-        lambda params, samples, mask, weight: value_and_grad(params, samples, mask=mask, weight=weight)
-    )
-    of_qm_loss, of_prepared = jax.value_and_grad(problem.qm_loss(), has_aux=True), forms.of_prepared(fast)
+def _energies_of(fast: Potential, execution: Execution) -> Callable:
+    """`(params, samples) -> U [sample]`, eV, of the potential that is sampled."""
+    of_prepared = forms.of_prepared(fast)
     energies = execution.over_samples(
         sample_energies(
             lambda prepared, frame: of_prepared.energy(prepared, frame.position), chunk_size=execution.chunk_size
         ),
         gives_samples=True,
     )
+    return lambda params, samples: energies(fast.prepare(params), samples)
+
+
+def _updates_of(
+    problem: Problem, fast: Potential, energies_fn: Callable, execution: Execution, settings: Optimization
+) -> Updates:
+    value_and_grad = _value_and_grad(problem, fast, execution)
+    observable = execution.over_samples(
+        lambda params, samples, mask, weight: value_and_grad(params, samples, mask=mask, weight=weight)
+    )
     reuse = Reuse(
-        energies_fn=lambda params, samples: energies(fast.prepare(params), samples),
+        energies_fn=energies_fn,
         kT=problem.kT,
         max_updates=settings.max_updates,
         min_effective_fraction=settings.min_effective_fraction,
     )
     return make_updates(
-        Gradients(observable, of_qm_loss),
+        Gradients(observable, jax.value_and_grad(problem.qm_loss(), has_aux=True)),
         _rule_of(fast, execution, settings),
-        reuse=reuse if settings.max_updates > 1 else None,
+        reuse=reuse if settings.max_updates > 1 or settings.buffer_epochs else None,
     )
 
 

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.scipy.special import logsumexp
 
-from stablejax.types import Array, Bool, Float
+from stablejax.types import Array, Bool, Float, Int
 
 
 def perturbation_weights(
@@ -45,6 +46,52 @@ def temperature_weights(
       kT: k_B T that they are reweighted to.
     """
     return _normalized(-energy * (1 / kT - 1 / sampled_kT))
+
+
+def mixture_energy(
+    energy: Float[Array, "state sample"],
+    num_samples: Int[Array, " state"],
+    mask: Bool[Array, " sample"],
+    *,
+    kT: float | Float[Array, ""],
+    num_iterations: int = 200,
+) -> Float[Array, " sample"]:
+    """The energy −k_B T ln Σ_k N_k exp(f_k − U_k(x)/k_B T) that samples of several states together are samples of.
+
+    Passed as `sampled_energy` to `perturbation_weights` it gives the weights of MBAR (Shirts and Chodera, J. Chem.
+    Phys. 129, 124105, 2008, Equations 9 and 13). The free energies f_k are those that agree with the samples (Equation
+    11), by iteration; they are constants to JAX. With one state it is U up to a constant. States without a sample do
+    not matter.
+
+    Args:
+      energy: U_k of every sample in every state, in the unit of kT.
+      num_samples: N_k, of those that count.
+      mask: which samples count; the energy of others is not used, and the result is not finite there.
+      kT: k_B T of all states.
+      num_iterations: the most of them; they end where no f_k changes by more than 1e-4.
+    """
+    is_used = mask & jnp.all(jnp.isfinite(energy), axis=0)
+    reduced = lax.stop_gradient(jnp.where(is_used, energy, 0) / kT)
+    mean = jnp.sum(reduced, axis=1, keepdims=True) / jnp.maximum(jnp.sum(is_used), 1)
+    reduced = jnp.where(is_used, reduced - mean, 0)
+    log_num = jnp.log(num_samples.astype(reduced.dtype))[:, None]  # -inf where there are none
+
+    def log_density(free_energy) -> Float[Array, " sample"]:
+        return logsumexp(log_num + free_energy[:, None] - reduced, axis=0)
+
+    def improved(carried):
+        free_energy, _, count = carried
+        exponent = jnp.where(is_used, -reduced - log_density(free_energy), -jnp.inf)
+        new = -logsumexp(exponent, axis=1)
+        new = jnp.where(jnp.isfinite(new), new, 0)
+        return new - new[0], jnp.max(jnp.abs(new - new[0] - free_energy)), count + 1
+
+    def is_moving(carried) -> Bool[Array, ""]:
+        return (carried[1] > 1e-4) & (carried[2] < num_iterations)
+
+    start = jnp.zeros(len(energy), reduced.dtype), jnp.full((), jnp.inf, reduced.dtype), jnp.int32(0)
+    free_energy, _, _ = lax.while_loop(is_moving, improved, start)
+    return jnp.where(is_used, -kT * log_density(free_energy), jnp.inf)
 
 
 def _normalized(exponent: Float[Array, " sample"]) -> Float[Array, " sample"]:

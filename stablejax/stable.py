@@ -106,7 +106,13 @@ def stable_training(problem: Problem, settings: Settings, *, execution: Executio
         zero, unknown = jnp.int32(0), jnp.full((), jnp.nan, jnp.result_type(float))
         best = Best(jax.tree.map(jnp.copy, params), jnp.full_like(unknown, -jnp.inf), unknown)
         return StableState(
-            first, learning.init(params), jax.random.fold_in(key, 1), zero, jnp.int32(SIMULATE), zero, best
+            first,
+            learning.init(params, first.replicas),
+            jax.random.fold_in(key, 1),
+            zero,
+            jnp.int32(SIMULATE),
+            zero,
+            best,
         )
 
     def simulate(state: StableState) -> tuple[StableState, SimulateInfo]:

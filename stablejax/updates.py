@@ -46,6 +46,7 @@ class Seen(NamedTuple):
     mask: Bool[Array, "sample *neighborhood"]  # which count
     is_stable: Bool[Array, " sample"]  # which are of replicas that did not fail in the epoch
     frames: Labeled  # of the static data set
+    sampled_energy: Float[Array, " sample"] | None = None  # that the samples are of, eV; None: of the present potential
 
     @property
     def is_counted(self) -> Bool[Array, " sample"]:
@@ -89,7 +90,7 @@ class Rule(NamedTuple):
 
 
 class Reuse(NamedTuple):
-    """Further updates from the samples of one epoch, reweighted to the updated parameters."""
+    """Samples of other parameters, reweighted: for further updates from one epoch, or from those of earlier epochs."""
 
     energies_fn: Callable[[Params, Any], Float[Array, " sample"]]  # (params, samples) -> eV
     kT: float | Float[Array, ""]  # eV
@@ -164,7 +165,8 @@ def make_updates(gradients: Gradients, rule: Rule, *, reuse: Reuse | None = None
     Args:
       gradients: of L_obs by the estimator, of L_QM on the static data set.
       rule: what is made of them; see `by_optimizer` and `natural.natural_gradient`.
-      reuse: further updates from the same samples. None: one update, as in the paper.
+      reuse: further updates from the same samples, and samples of other parameters. None: one update from samples of
+        the present ones, as in the paper.
 
     Returns:
       `init` and `step`, with a factor `rate_scale` on the update.
@@ -194,11 +196,15 @@ def make_updates(gradients: Gradients, rule: Rule, *, reuse: Reuse | None = None
             energy_change=made.energy_change,
         )
 
-    def reused(moving: _Moving, reuse: Reuse, sampled_energy, seen: Seen, rate_scale) -> _Moving:
-        is_counted = seen.is_counted
-        energy = reuse.energies_fn(moving.state.params, seen.samples)
-        weight = perturbation_weights(jnp.where(is_counted, energy, jnp.inf), sampled_energy, kT=reuse.kT)
-        fraction = effective_sample_size(weight) / jnp.sum(is_counted)
+    def weights(params, reuse: Reuse, seen: Seen) -> tuple[Float[Array, " sample"], Float[Array, ""]]:
+        """Weights of the samples for the parameters, and N_eff/N."""
+        energy = jnp.where(seen.is_counted, reuse.energies_fn(params, seen.samples), jnp.inf)
+        assert seen.sampled_energy is not None
+        weight = perturbation_weights(energy, seen.sampled_energy, kT=reuse.kT)
+        return weight, effective_sample_size(weight) / jnp.maximum(jnp.sum(seen.is_counted), 1)
+
+    def reused(moving: _Moving, reuse: Reuse, seen: Seen, rate_scale) -> _Moving:
+        weight, fraction = weights(moving.state.params, reuse, seen)
 
         def again():
             return update(moving, evaluate(moving.state.params, weight, seen), seen, rate_scale)
@@ -208,16 +214,21 @@ def make_updates(gradients: Gradients, rule: Rule, *, reuse: Reuse | None = None
         return moved._replace(effective_fraction=fraction)
 
     def step(state: UpdateState, rate_scale, seen: Seen) -> tuple[UpdateState, UpdateInfo]:
-        ones = jnp.ones(len(seen.mask), jnp.result_type(float))
+        weight, fraction = jnp.ones(len(seen.mask), jnp.result_type(float)), jnp.float32(1)
+        if seen.sampled_energy is not None:
+            if reuse is None:
+                raise ValueError("`make_updates`: samples of another energy need `reuse`: set it.")
+            weight, fraction = weights(state.params, reuse, seen)
         unknown = jnp.float32(jnp.nan)
-        start = _Moving(state, jnp.int32(0), jnp.float32(1), jnp.bool(True), unknown, unknown)
-        evaluated = evaluate(state.params, ones, seen)
+        start = _Moving(state, jnp.int32(0), fraction, jnp.bool(True), unknown, unknown)
+        evaluated = evaluate(state.params, weight, seen)
         moving = update(start, evaluated, seen, rate_scale)
-        if reuse is not None:
-            sampled_energy = reuse.energies_fn(state.params, seen.samples)
+        if reuse is not None and reuse.max_updates > 1:
+            if seen.sampled_energy is None:
+                seen = seen._replace(sampled_energy=reuse.energies_fn(state.params, seen.samples))
             moving = lax.while_loop(
                 lambda m: m.is_going & (m.num_updates < reuse.max_updates),
-                lambda m: reused(m, reuse, sampled_energy, seen, rate_scale),
+                lambda m: reused(m, reuse, seen, rate_scale),
                 moving,
             )
         return moving.state, _info(evaluated, moving)

@@ -51,6 +51,7 @@ ORDER = (
     "losses",
     "pretrain",
     "updates",
+    "buffer",
     "natural",
     "problem",
     "simulate",

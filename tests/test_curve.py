@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 
 import pytest
@@ -28,12 +29,16 @@ def test_fields_of_every_arm_are_those_of_the_config(arm):
     check.check(config)
 
 
-def test_the_record_keeps_the_arms_that_are_not_run(tmp_path):
+def test_the_record_keeps_the_arms_that_are_not_run(tmp_path, monkeypatch):
     path = tmp_path / "curve.json"
-    assert curve.merged(path, ["adam"], rows("adam", 4, 0.15, 3.0)) == rows("adam", 4, 0.15, 3.0)
-    path.write_text(json.dumps({"rows": rows("adam", 4, 0.15, 3.0) + rows("paper", 4, 0.16, 2.0)}))
-    new = rows("adam", 8, 0.17, 5.0)
-    assert curve.merged(path, ["adam"], new) == rows("paper", 4, 0.16, 2.0) + new
+    path.write_text(json.dumps({"rows": rows("pretraining", 4, 0.15, 3.0) + rows("paper", 4, 0.16, 2.0)}))
+    new = rows("pretraining", 8, 0.17, 5.0)
+    given = argparse.Namespace(seed=0, horizon_ps=20.0, arms=["pretraining"], cycles=1, json=path)
+    monkeypatch.setattr(curve, "LENGTHS", ())
+    monkeypatch.setattr(curve, "pretrained", lambda *_: curve.Point("pretraining", 8, None))
+    monkeypatch.setattr(curve, "rows_of", lambda *_: new)
+    curve.run(given)
+    assert json.loads(path.read_text())["rows"] == rows("paper", 4, 0.16, 2.0) + new
 
 
 def test_the_figure_has_a_line_for_each_arm_and_marks_lower_bounds(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from stablejax.losses import Labeled, observable_loss
 from stablejax.neighborhoods import balanced_subsample
 from stablejax.parallel import ONE_DEVICE
 from stablejax.problem import Observables, Problem, Subsample
+from stablejax.reweighting import effective_sample_size, mixture_energy, perturbation_weights
 from stablejax.simulate import Simulation, make_engine
 from stablejax.types import Frame
 from stablejax.uncertainty import jackknife_gradient
@@ -62,7 +63,7 @@ def test_molecules_are_chosen_among_those_of_all_devices():
     engine = make_engine(problem, SIMULATION, parallel.Execution(mesh=parallel.replica_mesh(jax.devices()[:2])))
     phase = learn_phase(problem, engine, LEARNING)
     replicas = engine.start(jnp.float32(1.3), jax.random.key(1), START)
-    _, info = jax.jit(phase.step)(phase.init(jnp.float32(1.3)), replicas, FRAMES, key)
+    _, info = jax.jit(phase.step)(phase.init(jnp.float32(1.3), replicas), replicas, FRAMES, key)
     everywhere = np.ones((NUM_REPLICAS, NUM_ATOMS), bool)
     chosen, _ = balanced_subsample(key, START[:, :, 0], everywhere, num_bins=4, per_bin=2)
     assert 0 < int(chosen.sum()) < 9
@@ -80,7 +81,7 @@ def test_blocks_of_the_jackknife_are_whole_replicas():
     phase = learn_phase(problem, engine, LEARNING._replace(noise=Noise(num_blocks=NUM_REPLICAS)))
     k = jnp.float32(1.3)
     replicas = engine.start(k, jax.random.key(1), START)
-    _, info = jax.jit(phase.step)(phase.init(k), replicas, FRAMES, jax.random.key(0))
+    _, info = jax.jit(phase.step)(phase.init(k, replicas), replicas, FRAMES, jax.random.key(0))
     fit = boltzmann_value_and_grad(
         observable_loss(jnp.float32(REFERENCE), WEIGHT), problem.energies(), mean_square, kT=problem.kT
     )
@@ -127,3 +128,53 @@ def test_batches_follow_from_seed_cycle_and_epoch():
         assert batch(*other) != batch(0, 0, 0)
     few = settings._replace(optimization=settings.optimization._replace(qm_batch_size=100))
     assert sorted(static_batch(problem, few, seed=0, cycle=0, epoch=0).energy) == num.tolist()
+
+
+def test_samples_of_the_last_epochs_are_learned_from_as_those_of_their_mixture():
+    """Positions differ from epoch to epoch; the third loss is that of the samples of epochs two and three."""
+    mean_square = lambda frame: jnp.mean(frame.position[:, 1] ** 2)  # noqa: E731
+    problem = make_problem()._replace(
+        observables=Observables(mean_square, jnp.float32(REFERENCE), WEIGHT), neighborhoods=None, subsample=None
+    )
+    engine = make_engine(problem, SIMULATION, ONE_DEVICE)
+    optimization = Optimization(optax.sgd(0.05), qm_weight=0.0, buffer_epochs=1)
+    phase = learn_phase(problem, engine, LEARNING._replace(optimization=optimization, max_epochs=9))
+    frames = [START, 0.8 * START, 0.6 * START]
+    starts = [engine.start(jnp.float32(1.3), jax.random.key(1), position) for position in frames]
+    state, losses, params, step = phase.init(jnp.float32(1.3), starts[0]), [], [], jax.jit(phase.step)
+    for replicas in starts:
+        params.append(float(state.updates.params))
+        state, info = step(state, replicas, FRAMES, jax.random.key(0))
+        losses.append(float(info.updates.observable_loss))
+        fraction = float(info.updates.effective_fraction)
+    assert len(set(params)) == 3
+    both = jnp.concatenate([frames[2], frames[1]])
+    square = jnp.sum(both**2, axis=(1, 2))
+    energy = 0.5 * jnp.array([[params[2]], [params[1]]]) * square
+    sampled = mixture_energy(energy, jnp.array([NUM_REPLICAS] * 2), jnp.ones(2 * NUM_REPLICAS, bool), kT=problem.kT)
+    weight = perturbation_weights(energy[0], sampled, kT=problem.kT)
+    mean = jnp.average(jnp.mean(both[:, :, 1] ** 2, axis=1), weights=weight)
+    assert losses[2] == pytest.approx(float(WEIGHT * (mean - REFERENCE) ** 2), rel=1e-3)
+    assert fraction == pytest.approx(float(effective_sample_size(weight)) / (2 * NUM_REPLICAS), rel=1e-4)
+    # The first epoch has only its own samples.
+    alone = jnp.mean(START[:, :, 1] ** 2)
+    assert losses[0] == pytest.approx(float(WEIGHT * (alone - REFERENCE) ** 2), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimization": Optimization(optax.sgd(1e-3), buffer_epochs=-1)}, "expected buffer_epochs >= 0, got -1"),
+        (
+            {
+                "optimization": Optimization(optax.sgd(1e-3), buffer_epochs=1),
+                "noise": Noise(num_blocks=2, wanted_signal_to_noise=1.0),
+            },
+            "a buffer of epochs needs them to be of equal length",
+        ),
+    ],
+)
+def test_a_buffer_that_cannot_be_is_refused(changes, message):
+    problem = make_problem()
+    with pytest.raises(ValueError, match=message):
+        learn_phase(problem, make_engine(problem, SIMULATION, ONE_DEVICE), LEARNING._replace(**changes))

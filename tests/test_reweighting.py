@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from stablejax import boltzmann_value_and_grad, expectation
-from stablejax.reweighting import effective_sample_size, perturbation_weights, sample_energies, temperature_weights
+from stablejax.reweighting import (
+    effective_sample_size,
+    mixture_energy,
+    perturbation_weights,
+    sample_energies,
+    temperature_weights,
+)
 
 KT = 0.7
 
@@ -105,3 +111,49 @@ def test_samples_of_one_temperature_give_the_means_of_another():
     assert share == pytest.approx(np.sqrt(2 * ratio - ratio**2) / ratio * ratio / 1, rel=0.2)
     far = temperature_weights(harmonic(1.3, samples), sampled_kT=KT, kT=KT / 50)
     assert float(effective_sample_size(far)) < 0.25 * len(samples)
+
+
+def mixture(constants, counts, num_masked=0):
+    """Samples of harmonic wells, the energies of all in all of them, and which count."""
+    samples = jnp.concatenate(
+        [samples_at(k, (n,), seed) for seed, (k, n) in enumerate(zip(constants, counts, strict=True))]
+    )
+    mask = jnp.arange(len(samples) + num_masked) < len(samples)
+    samples = jnp.concatenate([samples, jnp.full(num_masked, jnp.nan)])
+    energy = 0.5 * jnp.array(constants)[:, None] * samples**2
+    return samples, energy, mask
+
+
+def test_energy_of_a_mixture_is_that_of_its_density():
+    """The samples' own free energies give the normalized densities of the wells, whose offsets do not matter."""
+    constants, counts = (1.0, 3.0), (40_000, 20_000)
+    samples, energy, mask = mixture(constants, counts, num_masked=5)
+    energy = energy.at[1].add(100.0)
+    actual = mixture_energy(energy, jnp.array(counts), mask, kT=KT)
+    densities = [n * jnp.sqrt(k) * jnp.exp(-harmonic(k, samples) / KT) for k, n in zip(constants, counts, strict=True)]
+    difference = np.asarray(actual + KT * jnp.log(sum(densities)))[:-5]
+    assert difference.std() < 0.01 and np.all(np.isinf(actual[-5:]))
+
+
+def test_mean_over_a_mixture_is_that_of_another_well():
+    samples, energy, mask = mixture((1.0, 3.0), (20_000, 20_000))
+    sampled = mixture_energy(energy, jnp.array([20_000, 20_000]), mask, kT=KT)
+    weight = perturbation_weights(harmonic(1.7, samples), sampled, kT=KT)
+    mean = expectation(harmonic, jnp.square, kT=KT)(1.7, samples, weight=weight)
+    assert float(mean) == pytest.approx(KT / 1.7, rel=0.03)
+    # Each well alone leaves fewer samples than both together.
+    alone = [
+        effective_sample_size(perturbation_weights(harmonic(1.7, samples), energy[k], kT=KT), mask=half)
+        for k, half in enumerate((jnp.arange(40_000) < 20_000, jnp.arange(40_000) >= 20_000))
+    ]
+    assert effective_sample_size(weight) > sum(alone)
+
+
+def test_one_state_is_its_own_energy_and_a_state_without_samples_does_not_matter():
+    samples, energy, mask = mixture((1.0, 3.0), (500, 0))
+    alone = mixture_energy(energy[:1], jnp.array([500]), mask, kT=KT)
+    np.testing.assert_allclose(alone - alone[0], energy[0] - energy[0, 0], atol=1e-5)
+    both = mixture_energy(energy, jnp.array([500, 0]), mask, kT=KT)
+    np.testing.assert_allclose(both - both[0], alone - alone[0], atol=1e-5)
+    nothing = mixture_energy(energy, jnp.array([0, 0]), jnp.zeros_like(mask), kT=KT)
+    assert np.all(np.isinf(nothing))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments import cli
+from experiments.progress import silent
 
 FOLDER = "controls"
 
@@ -48,7 +49,6 @@ def run(run_dir: Path, name: str) -> dict:
     import jax
 
     from experiments import checkpoints, disk, provenance, report, systems, transfer
-    from experiments.progress import Progress
     from experiments.stages import evaluate, reference
     from experiments.systems import base
 
@@ -59,8 +59,7 @@ def run(run_dir: Path, name: str) -> dict:
     shape = evaluate.shape_of(evaluate.build(schedule, system), pretrained)
     before = checkpoints.load(run_dir / "evaluation_before.npz", evaluate.like(shape, system.evaluation.measures))
 
-    progress = Progress(run_dir / FOLDER / f"{name}.jsonl", is_silent=True)
-    progress.stage("training")
+    progress = silent("training")
     if control.trains:
         system, trained, chosen = train(config, control, _steps(config, control, run_dir), progress)
     else:

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import cli
+from experiments import cli, progress
 from experiments.benchmarks import panel, records
 from experiments.benchmarks.runs import ROOT
 
@@ -38,6 +38,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "natural": {},
     "natural, half the change": {"stable.max_change": 0.15},
     "natural, samples reused": {"stable.max_updates": 2},
+    "natural, samples of two epochs": {"stable.buffer_epochs": 1},
     "adam": ADAM,
     "adam, half the rate": ADAM | {"stable.learning_rate": 5e-5},
     "paper": panel.paper_settings("aspirin"),
@@ -91,7 +92,7 @@ def refined(config, params, arm: str, num_cycles: int) -> Iterator[Point]:
                 found.append(Point(AVERAGED, num_epochs, jax.device_get(average)))
 
     state = stabilize.start(settings, system, params, num_replicas=config.stable.num_replicas)
-    stabilize.run_stable(settings, system, state, [], save, _silent())
+    stabilize.run_stable(settings, system, state, [], save, progress.silent("curve"))
     yield from found
 
 
@@ -106,7 +107,7 @@ def pretrained(config, system, num_steps: int) -> Point:
     from experiments.stages import pretrain
 
     settings = pretrain.settings_of(config)._replace(num_steps=num_steps)
-    return Point(PRETRAINING, num_steps, pretrain.run_pretraining(settings, system, _silent()))
+    return Point(PRETRAINING, num_steps, pretrain.run_pretraining(settings, system, progress.silent("curve")))
 
 
 def rows_of(evaluator, point: Point) -> list[dict]:
@@ -120,7 +121,7 @@ def rows_of(evaluator, point: Point) -> list[dict]:
     from experiments.report.record import median_row
     from experiments.stages import evaluate
 
-    found, _ = evaluate.run_evaluation(evaluator, point.params, _silent())
+    found, _ = evaluate.run_evaluation(evaluator, point.params, progress.silent("curve"))
     about = {"arm": point.arm, "amount": point.amount, "commit": provenance.about()["commit"]}
     rows: list[dict] = [
         {"metric": "force_mae_eV_per_A", "value": float(found.force_mae), "unit": "eV/Å"},
@@ -130,14 +131,6 @@ def rows_of(evaluator, point: Point) -> list[dict]:
         {"metric": "internal_temperature_K", "value": float(found.temperature_K), "unit": "K"},
     ]
     return [row | about for row in rows]
-
-
-def _silent():
-    from experiments.progress import Progress
-
-    progress = Progress(Path("unused"), is_silent=True)
-    progress.stage("curve")
-    return progress
 
 
 def draw(rows: list[dict], path: Path) -> None:
@@ -172,18 +165,6 @@ def draw(rows: list[dict], path: Path) -> None:
     axis.legend(title="large triangles: at least")
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
-
-
-def merged(path: Path, arms: list[str], rows: list[dict]) -> list[dict]:
-    """New rows, after those of the record that are of other arms.
-
-    Args:
-      path: of the record.
-      arms: that are new.
-      rows: of these.
-    """
-    known = json.loads(path.read_text())["rows"] if path.exists() else []
-    return [row for row in known if row["arm"] not in arms] + rows
 
 
 def main() -> None:
@@ -232,8 +213,9 @@ def run(given: argparse.Namespace) -> None:
             new = rows_of(evaluator, point)
             records.show(new)
             rows += new
-        arms = [arm, AVERAGED] if arm == NATURAL else [arm]
-        records.keep(given, "benchmarks.curve", merged(given.json, arms, rows))
+        arms = {row["arm"] for row in rows}
+        known = records.others(given.json, lambda row, arms=arms: row["arm"] in arms)
+        records.keep(given, "benchmarks.curve", known + rows)
 
 
 if __name__ == "__main__":

@@ -52,8 +52,21 @@ def show(rows: list[dict], **where) -> None:
             print(f"{row['metric']:32} {row['value']:12.4g} {row.get('unit', ''):4} {about}", flush=True)
 
 
+def others(path: Path, is_replaced: Callable[[dict], bool]) -> list[dict]:
+    """Rows of a record that stay when some are measured again; none where there is no record yet.
+
+    Args:
+      path: of the record.
+      is_replaced: whether a row is one of those that are new.
+    """
+    known = json.loads(path.read_text())["rows"] if path.exists() else []
+    return [row for row in known if not is_replaced(row)]
+
+
 def write(path: Path, name: str, config: dict, rows: list[dict]) -> None:
     """The record of a run as one JSON object; a value that is not finite is null."""
-    finite = [row if math.isfinite(row["value"]) else row | {"value": None} for row in rows]
+    finite = [
+        row if row["value"] is not None and math.isfinite(row["value"]) else row | {"value": None} for row in rows
+    ]
     record = {"name": name, "config": config, "rows": finite} | provenance.about()
     path.write_text(json.dumps(record, indent=1) + "\n")

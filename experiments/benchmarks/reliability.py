@@ -12,7 +12,6 @@ handles of a process over millions of steps. Each part replaces its rows in the 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -82,12 +81,12 @@ def merge(path: Path, part: str, rows: list[dict], *, keeps_faults: bool = False
       rows: new ones.
       keeps_faults: whether rows of other faults than those of `rows` stay.
     """
-    old = json.loads(path.read_text())["rows"] if path.exists() else []
-    kept = {name: [row for row in old if row["part"] == name] for name in PARTS}
     again = {row.get("fault") for row in rows}
-    others = [row for row in kept[part] if keeps_faults and row.get("fault") not in again]
-    kept[part] = others + [row | {"part": part, "commit": provenance.commit()} for row in rows]
-    return [row | {"value": float("nan")} if row["value"] is None else row for name in PARTS for row in kept[name]]
+    known = records.others(
+        path, lambda row: row["part"] == part and not (keeps_faults and row.get("fault") not in again)
+    )
+    new = [row | {"part": part, "commit": provenance.commit()} for row in rows]
+    return sorted(known + new, key=lambda row: PARTS.index(row["part"]))
 
 
 def _say(message: str) -> None:

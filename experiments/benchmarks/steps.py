@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import cli
+from experiments import cli, progress
 from experiments.benchmarks import records
 from experiments.benchmarks.runs import ROOT
 
@@ -303,11 +303,10 @@ def compare(config, iterations: list[int]) -> list[dict]:
       iterations: see `rules_of`.
     """
     from experiments import systems
-    from experiments.progress import Progress
     from experiments.stages import pretrain, stabilize
 
     system = systems.build(config)
-    params = pretrain.run_pretraining(pretrain.settings_of(config), system, Progress(ROOT / "unused", is_silent=True))
+    params = pretrain.run_pretraining(pretrain.settings_of(config), system, progress.silent("steps"))
     both = sampled(system, stabilize.settings_of(config, system), params, config.stable.num_replicas)
     comparison, rules, rows = Comparison(system, params, both), rules_of(system, iterations), []
 

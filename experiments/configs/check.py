@@ -51,7 +51,7 @@ CONSTRAINTS: dict[str, Constraint] = {
             (
                 "seed host_devices cluster.num_processes cluster.process data.num_reference md.table_intervals "
                 "md.replica_batch stable.max_rollbacks stable.max_failures stable.jackknife_blocks "
-                "evaluate.max_failures evaluate.trajectory "
+                "stable.buffer_epochs evaluate.max_failures evaluate.trajectory "
                 "stable.estimator_chunk observable.num_bins "
                 "model.max_degree"
             ),

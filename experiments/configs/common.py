@@ -93,6 +93,7 @@ def get_config() -> ConfigDict:
     stable.qm_batch_size = 100  # frames of the static set per epoch; the whole set if that is smaller
     stable.max_updates = 1  # of the parameters in an epoch, at the most; above 1 its samples are reused by reweighting
     stable.min_effective_fraction = 0.5  # samples are reused while N_eff/N is at least this
+    stable.buffer_epochs = 0  # earlier ones whose samples are learned from, too, reweighted to the present potential
     stable.jackknife_blocks = 0  # blocks of replicas for the gradient's signal-to-noise, a gradient each; 0: none
     stable.wanted_signal_to_noise = (
         0.0  # below it the next epoch simulates a larger multiple of t; 0: always t; see jackknife_blocks

@@ -72,6 +72,7 @@ def _learning(settings: ConfigDict, system: System) -> Learning:
         observable_clip_norm=settings.observable_clip_norm or math.inf,
         max_updates=settings.max_updates,
         min_effective_fraction=settings.min_effective_fraction,
+        buffer_epochs=settings.buffer_epochs,
     )
     return Learning(
         optimization=optimization,
