@@ -15,7 +15,7 @@ from stablejax.potential import Potential
 
 SHARE = 0.8
 """Share of the free memory that a program may take: XLA's count leaves out its own buffers."""
-CPU_CHUNK, MOST_CHUNK = 8, 256
+CPU_CHUNK, MOST_CHUNK = 2, 256
 """Samples differentiated together: the number for the caches of a CPU, and the one that saturates an accelerator."""
 
 

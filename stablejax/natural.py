@@ -4,11 +4,12 @@ Of all changes d of the parameters that lower the loss of the observables by the
 changes energies and forces least where they should stay: on anchors, which are the frames of the static data set and
 samples of replicas that stayed stable. To first order
 
-    d = −s (G + εI)⁻¹ (∇L_obs + ν ∇L_σ),    G = Σ_i w_i (∂U_iᵀ ∂U_i / σ_U² + ∂F_iᵀ ∂F_i / (3N σ_F²))
+    d = −s (G + εI)⁻¹ (∇L_obs + ν ∇L_σ),    G = Σ_i w_i (4 ∂U_iᵀ ∂U_i / σ_U² + ∂F_iᵀ ∂F_i / (3N σ_F²))
 
 where ∂ is the derivative with respect to the parameters and σ_U, σ_F are the mean absolute errors of the static data
-set at the start of training: G is the Gauss–Newton matrix of the errors in their own units. The length s is that at
-which the changes on the anchors reach a given fraction of σ_U or σ_F: a trust region in the place of a learning rate.
+set at the start of training: G is the Gauss–Newton matrix of the errors in their own units, energies twice as strict.
+The length s is that at which the changes on the anchors reach a given fraction of σ_U / 2 or σ_F: a trust region in the
+place of a learning rate.
 L_σ is the loss on the static data set in the same units, of forces and of the common shift of energies, which no
 average of the simulation tells of: ⟨(ΔF/σ_F)²⟩ + 10 ⟨ΔU/σ_U⟩². ν ≥ 0 is the least weight with which L_σ stays below its
 bound: the multiplier of a constraint in the place of λ of Equation 7. It is 0 where a step without keeps the bound, and
@@ -35,6 +36,8 @@ from stablejax.potential import energy_and_forces
 from stablejax.types import Array, Bool, EnergyFn, Float, Params
 from stablejax.updates import Evaluated, Rule, Seen, Step
 
+ENERGY_WEIGHT = 4.0
+"""Of energies in the metric, beside that of forces: with 1 it is their errors that the steps were paid for with."""
 SHIFT_WEIGHT = 10.0
 """Of the common shift of energies in the loss on the static data set."""
 NUM_ATTEMPTS = 4
@@ -44,7 +47,7 @@ NUM_ATTEMPTS = 4
 class TrustRegion(NamedTuple):
     """Settings of the steps."""
 
-    max_change: float = 0.3  # of energies or forces, rms over the anchors, over σ_U or σ_F
+    max_change: float = 0.3  # of energies or forces, rms over the anchors, over σ_U / 2 or σ_F
     max_qm_loss: float = 1.0  # bound on L_σ, over that at the start of training
     num_anchors: int = 96  # of which half are of the static data set, if it has as many
     damping: float = 1e-5  # ε, over the curvature of G along ∇L_obs
@@ -147,7 +150,7 @@ def natural_gradient(
 
         def length_of(direction: Params) -> tuple[Float[Array, ""], Change]:
             change = metric.change(prepared, anchors, along(direction))
-            relative = jnp.maximum(change.energy / scale.energy, change.force / scale.force)
+            relative = jnp.maximum(ENERGY_WEIGHT**0.5 * change.energy / scale.energy, change.force / scale.force)
             length = settings.max_change * rate_scale / jnp.where(relative > 0, relative, jnp.inf)
             return length.astype(relative.dtype), change
 
@@ -204,7 +207,7 @@ def gauss_newton(energy_fn: EnergyFn, *, execution: Execution) -> Metric:
         linear = along(params, position)
         energy, force = linear(direction)
         mean = weight[:, None, None] / force[0].size
-        weighted = weight * energy / scale.energy**2, mean * force / scale.force**2
+        weighted = ENERGY_WEIGHT * weight * energy / scale.energy**2, mean * force / scale.force**2
         return jax.linear_transpose(linear, params)(weighted)[0]
 
     def squares_of_chunk(params, direction, position, weight):

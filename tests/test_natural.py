@@ -39,7 +39,7 @@ def matrix(anchors, scale):
 
     du, df = jax.vmap(jax.jacfwd(both), (None, 0))(flat, anchors.position)
     weight = anchors.weight
-    G = jnp.einsum("i,ip,iq->pq", weight, du, du) / scale.energy**2
+    G = 4 * jnp.einsum("i,ip,iq->pq", weight, du, du) / scale.energy**2
     G += jnp.einsum("i,ifp,ifq->pq", weight, df, df) / 6 / scale.force**2
     return np.asarray(G), np.asarray(du), np.asarray(df)
 
@@ -127,7 +127,7 @@ def by_hand(settings, evaluated_, scale, **given):
     start, unravel = jax.flatten_util.ravel_pytree(PARAMS)
 
     def length_of(d):
-        change_u = np.sqrt(np.sum(weight * (du @ d) ** 2)) / scale.energy
+        change_u = 2 * np.sqrt(np.sum(weight * (du @ d) ** 2)) / scale.energy
         change_f = np.sqrt(np.sum(weight * np.mean((df @ d) ** 2, axis=1))) / scale.force
         return settings.max_change / max(change_u, change_f)
 
@@ -169,7 +169,7 @@ def test_units_and_bound_are_those_of_the_first_step():
 @pytest.mark.parametrize("rate_scale", [1.0, 0.25])
 def test_changes_on_the_anchors_reach_the_bound_and_are_reported(rate_scale):
     made = step(EXACT, rate_scale=rate_scale)
-    relative = float(made.energy_change / SCALE.energy), float(made.force_change / SCALE.force)
+    relative = 2 * float(made.energy_change / SCALE.energy), float(made.force_change / SCALE.force)
     assert max(relative) == pytest.approx(0.1 * rate_scale, rel=1e-5)
     G, du, df = matrix(natural.choose_anchors(seen(), EXACT.num_anchors), SCALE)
     change = flat(made.change)

@@ -81,7 +81,9 @@ def get_config() -> ConfigDict:
     stable.max_epochs = 200  # of one learning phase, at the most
     stable.optimizer = "sgd"  # of learning: sgd, adam, or natural, steps that change energies and forces least
     stable.learning_rate = 1e-3  # α, of sgd and adam
-    stable.max_change = 0.3  # natural: of energies and forces on the anchors, rms, over the errors on the static set
+    stable.max_change = (
+        0.3  # natural: of energies and forces on the anchors, rms, over half the error and the error on the static set
+    )
     stable.max_qm_loss = 1.0  # natural: bound on the static set's loss in units of its errors, over that at the start
     stable.anchor_atoms = 2000  # natural: in all frames whose energies and forces should stay
     stable.damping = 1e-5  # natural: of the metric, over its curvature along the gradient

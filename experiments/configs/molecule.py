@@ -23,6 +23,6 @@ def get_config() -> ConfigDict:
     recipe.apply(config)
     config.stable.num_replicas = 32
 
-    config.evaluate.num_replicas = 24
+    config.evaluate.num_replicas = 16
     config.evaluate.horizon_ps = 40.0
     return config
