@@ -7,7 +7,7 @@ import json
 import pytest
 
 from experiments import cli
-from experiments.benchmarks import panel
+from experiments.benchmarks import panel, records
 from experiments.benchmarks.panel import Arm
 from experiments.configs import check
 
@@ -158,3 +158,9 @@ def test_systems_of_a_kind_share_one_recipe():
 
 
 SHIPPED = ("aspirin", "molecule", "ac_ala3_nhme", "water")
+
+
+def test_figures_that_are_unknown_are_null_in_the_record(tmp_path):
+    path = tmp_path / "panel.json"
+    records.write(path, "benchmarks.panel", {}, [row("a", None), row("b", float("inf")), row("c", 2.0)])
+    assert [one["value"] for one in json.loads(path.read_text())["rows"]] == [None, None, 2.0]
