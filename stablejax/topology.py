@@ -16,7 +16,7 @@ from stablejax.space import OPEN, Pairs, Space, all_pairs
 from stablejax.types import Float, Int, Integer
 
 FRAME_BATCH = 100
-"""Frames of a reference that are looked at together, which bounds memory."""
+"""Frames of a data set that are looked at together, which bounds memory."""
 
 
 class Topology(NamedTuple):

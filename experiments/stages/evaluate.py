@@ -32,6 +32,7 @@ from experiments.trajectories import TrajectoryFiles
 from stablejax import dynamics, forms, integrators, losses, survival, units
 from stablejax.dynamics import Replica
 from stablejax.integrators import Integrator
+from stablejax.topology import FRAME_BATCH
 from stablejax.types import Params
 
 TEMPERATURE = "internal_temperature_K"
@@ -411,6 +412,6 @@ def label_errors(system: System, params: Params, index: np.ndarray) -> losses.La
     @jax.jit
     def mean_errors(params, frames):
         one = lambda frame: qm_loss(params, jax.tree.map(lambda leaf: leaf[None], frame))[1]  # noqa: E731
-        return jax.tree.map(jnp.mean, lax.map(one, frames, batch_size=base.FRAME_BATCH))
+        return jax.tree.map(jnp.mean, lax.map(one, frames, batch_size=FRAME_BATCH))
 
     return mean_errors(params, data.labeled(index))

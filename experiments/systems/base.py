@@ -21,10 +21,8 @@ from stablejax.parallel import Execution
 from stablejax.potential import Potential
 from stablejax.problem import Observables, Problem
 from stablejax.space import Space
+from stablejax.topology import FRAME_BATCH
 from stablejax.types import Array, Criterion, Frame, ObservableFn
-
-FRAME_BATCH = 100
-"""Frames of a data set that are evaluated together, which bounds memory."""
 
 
 class Profile(NamedTuple):
