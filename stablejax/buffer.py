@@ -74,12 +74,15 @@ def joined(
       kT: k_B T, eV.
     """
     flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), buffer._replace(params=None))
-    both = jax.tree.map(
-        lambda new, old: jnp.concatenate([new, old.astype(new.dtype)]),
-        (seen.samples, seen.mask, seen.is_stable),
-        (flat.samples, flat.mask, flat.is_stable),
+
+    def all_of(new: Any, old: Any) -> Any:
+        return jax.tree.map(lambda one, others: jnp.concatenate([one, others.astype(one.dtype)]), new, old)
+
+    together = seen._replace(
+        samples=all_of(seen.samples, flat.samples),
+        mask=all_of(seen.mask, flat.mask),
+        is_stable=all_of(seen.is_stable, flat.is_stable),
     )
-    together = Seen(*both, seen.frames)
     num_epochs = len(buffer.mask)
     of_epoch = [params] + [jax.tree.map(lambda leaf, k=k: leaf[k], buffer.params) for k in range(num_epochs)]
     energies = jnp.stack([energies_fn(one, together.samples) for one in of_epoch])

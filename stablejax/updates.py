@@ -214,7 +214,8 @@ def make_updates(gradients: Gradients, rule: Rule, *, reuse: Reuse | None = None
         return moved._replace(effective_fraction=fraction)
 
     def step(state: UpdateState, rate_scale, seen: Seen) -> tuple[UpdateState, UpdateInfo]:
-        weight, fraction = jnp.ones(len(seen.mask), jnp.result_type(float)), jnp.float32(1)
+        weight: Array = jnp.ones(len(seen.mask), jnp.result_type(float))
+        fraction: Array = jnp.float32(1)
         if seen.sampled_energy is not None:
             if reuse is None:
                 raise ValueError("`make_updates`: samples of another energy need `reuse`: set it.")

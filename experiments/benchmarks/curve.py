@@ -167,6 +167,16 @@ def draw(rows: list[dict], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def others(path: Path, arms: set[str]) -> list[dict]:
+    """Rows of a record that are of other arms.
+
+    Args:
+      path: of the record.
+      arms: that are measured again.
+    """
+    return records.others(path, lambda row: row["arm"] in arms)
+
+
 def main() -> None:
     """Pretrain, refine and evaluate; the record is written after every arm."""
     parser = records.parser(__doc__ or "")
@@ -213,9 +223,7 @@ def run(given: argparse.Namespace) -> None:
             new = rows_of(evaluator, point)
             records.show(new)
             rows += new
-        arms = {row["arm"] for row in rows}
-        known = records.others(given.json, lambda row, arms=arms: row["arm"] in arms)
-        records.keep(given, "benchmarks.curve", known + rows)
+        records.keep(given, "benchmarks.curve", others(given.json, {row["arm"] for row in rows}) + rows)
 
 
 if __name__ == "__main__":
