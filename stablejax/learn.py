@@ -116,6 +116,7 @@ class LearnInfo(NamedTuple):
     gives_up: Bool[Array, ""]  # training ends: too many returns, or nothing moves
     ends_cycle: Bool[Array, ""]
     endpoints: Endpoints | None  # what the next cycle begins with; None after `stable_training` has used them
+    kept_fraction: Float[Array, ""]  # of what the phase has learned; below 1 where the held-out error bounds it
 
 
 class LearnPhase(NamedTuple):
@@ -211,6 +212,7 @@ def learn_phase(problem: Problem, engine: Engine, settings: Learning) -> LearnPh
             gives_up=judged.verdict.gives_up,
             ends_cycle=judged.ends_cycle,
             endpoints=Endpoints(replicas, _checkpoint(engine, prepared, rewound, replicas, num_rounds)),
+            kept_fraction=jnp.float32(1),
         )
         rounds = _next_rounds(settings.noise, ratio, num_rounds)
         updated, guarded, _ = judged.verdict

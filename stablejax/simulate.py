@@ -140,7 +140,6 @@ class SimulateInfo(NamedTuple):
     stable_steps: Float[Array, ""]  # mean of a replica until it fails: all steps of the search over its failures
     reaches_target: Bool[Array, ""]  # `target_ratio`, even if another replica failed now
     is_best: Bool[Array, ""]  # a search ends that was longer than all before; see `stable.Settings.returns_best`
-    exceeds_error: Bool[Array, ""]  # training ends: the held-out error is beyond `stable.Settings.max_held_out_error`
 
 
 class SimulatePhase(NamedTuple):
@@ -238,7 +237,6 @@ def simulate_phase(engine: Engine, settings: Simulation) -> SimulatePhase:
             stable_steps=stable_steps,
             reaches_target=reaches_target,
             is_best=jnp.bool(False),
-            exceeds_error=jnp.bool(False),
         )
         moved = state._replace(
             replicas=replicas,

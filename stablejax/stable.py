@@ -22,6 +22,8 @@ from stablejax.types import Array, Bool, Float, Int, Key, Params, Positions
 
 SIMULATE, LEARN, FINISHED = 0, 1, 2
 """Phases."""
+LEAST_FRACTION = 0.25
+"""Of what a phase has learned that is worth keeping."""
 
 
 class Settings(NamedTuple):
@@ -32,11 +34,11 @@ class Settings(NamedTuple):
     num_cycles: int = 4  # of simulation and learning, at the most
     seed: int = 0  # of the batches of the static data set
     returns_best: bool = False  # another search follows the last cycle, and the best parameters are returned
-    max_held_out_error: float = math.inf  # held-out force MAE over that at the start, beyond which training ends
+    max_held_out_error: float = math.inf  # bound on the held-out force MAE, over that at the start
 
 
 class Best(NamedTuple):
-    """Parameters with which replicas are stable for longest in a search, of those within the bound of the error."""
+    """Parameters with which replicas are stable for longest in a search."""
 
     params: Params
     stable_steps: Float[Array, ""]  # see `SimulateInfo`; -inf until the first search has ended
@@ -90,9 +92,10 @@ def stable_training(problem: Problem, settings: Settings, *, execution: Executio
             "`stable_training`: expected min_unstable < max_unstable, got "
             f"{settings.learning.min_unstable} and {settings.simulation.max_unstable}: a phase would end at once."
         )
-    if math.isfinite(settings.max_held_out_error) and problem.held_out is None:
+    if math.isfinite(settings.max_held_out_error) and (problem.held_out is None or not settings.returns_best):
         raise ValueError(
-            "`stable_training`: `max_held_out_error` needs frames to measure it on: set `held_out` of the problem."
+            "`stable_training`: `max_held_out_error` needs frames to measure it on, and best parameters to go back to: "
+            "set `held_out` of the problem and `returns_best`."
         )
     if not (ratio := settings.simulation.temperature_ratio) > 0:
         raise ValueError(f"`Simulation`: expected temperature_ratio > 0, got {ratio}: choose 1 or more.")
@@ -121,36 +124,61 @@ def stable_training(problem: Problem, settings: Settings, *, execution: Executio
         moved = state._replace(simulation=simulated, num_calls=state.num_calls + 1)
         if not settings.returns_best:
             return moved._replace(phase=phase.astype(jnp.int32)), info
-        best, is_best, exceeds = jax.lax.cond(
-            info.starts_learning | info.gives_up,
-            compared,
-            lambda *_: (state.best, jnp.bool(False), jnp.bool(False)),
-            *(state, info),
+        best, is_best = jax.lax.cond(
+            info.starts_learning | info.gives_up, compared, lambda *_: (state.best, jnp.bool(False)), *(state, info)
         )
-        is_over = (phase == FINISHED) | exceeds | ((phase == LEARN) & (state.cycle >= settings.num_cycles))
+        is_over = (phase == FINISHED) | ((phase == LEARN) & (state.cycle >= settings.num_cycles))
         chosen = jax.tree.map(lambda a, b: jnp.where(is_over, a, b), best.params, state.params)
         learned = state.learning._replace(updates=state.learning.updates._replace(params=chosen))
         phase = jnp.where(is_over, FINISHED, phase).astype(jnp.int32)
-        ended = info._replace(is_best=is_best, exceeds_error=exceeds)
-        return moved._replace(phase=phase, best=best, learning=learned), ended
+        return moved._replace(phase=phase, best=best, learning=learned), info._replace(is_best=is_best)
 
-    def compared(state: StableState, info: SimulateInfo) -> tuple[Best, Bool[Array, ""], Bool[Array, ""]]:
-        """The best so far, whether it is that of the search that has just ended, and whether the error is too large."""
-        error = jnp.zeros_like(state.best.first_error)
-        if problem.held_out is not None:
-            error = jnp.asarray(qm_loss(state.params, problem.held_out)[1].force_mae, error.dtype)
-        is_first = jnp.isnan(state.best.first_error)
-        first_error = jnp.where(is_first, error, state.best.first_error)
-        is_within = is_first | ~(error > settings.max_held_out_error * first_error)
-        is_best = is_within & (info.stable_steps > state.best.stable_steps)
+    def compared(state: StableState, info: SimulateInfo) -> tuple[Best, Bool[Array, ""]]:
+        """The best so far, and whether it is that of the search that has just ended."""
+        best = state.best
+        is_best = info.stable_steps > best.stable_steps
         params, steps = jax.tree.map(
             lambda a, b: jnp.where(is_best, a, b),
-            (state.params, info.stable_steps.astype(state.best.stable_steps.dtype)),
-            (state.best.params, state.best.stable_steps),
+            (state.params, info.stable_steps.astype(best.stable_steps.dtype)),
+            (best.params, best.stable_steps),
         )
-        return Best(params, steps, first_error), is_best, ~is_within
+        is_first = jnp.isnan(best.first_error)
+        error = jax.lax.cond(is_first, lambda: held_out_error(state.params), lambda: best.first_error)
+        return Best(params, steps, error), is_best
 
     qm_loss = problem.qm_loss()
+
+    def held_out_error(params: Params) -> Float[Array, ""]:
+        if problem.held_out is None:
+            return jnp.zeros((), jnp.result_type(float))
+        return jnp.asarray(qm_loss(params, problem.held_out)[1].force_mae, jnp.result_type(float))
+
+    def kept_of(state: StableState) -> tuple[StableState, Float[Array, ""]]:
+        """The state at the end of a phase with as much of what was learned as keeps the bound of the held-out error.
+
+        Parameters go back half of the way to the best ones, and half of the rest; or the whole way, where a quarter of
+        what was learned is still too much.
+        """
+        whole = jnp.float32(1)
+        if not math.isfinite(settings.max_held_out_error):
+            return state, whole
+        bound = settings.max_held_out_error * state.best.first_error
+
+        def part(fraction) -> Params:
+            return jax.tree.map(
+                lambda a, b: jnp.where(fraction == 1, a, (b + fraction * (a - b)).astype(a.dtype)),
+                state.params,
+                state.best.params,
+            )
+
+        tried = jax.lax.while_loop(
+            lambda fraction: (fraction >= LEAST_FRACTION) & (held_out_error(part(fraction)) > bound),
+            lambda fraction: fraction / 2,
+            whole,
+        )
+        fraction = jnp.where(tried >= LEAST_FRACTION, tried, 0)
+        learned = state.learning._replace(updates=state.learning.updates._replace(params=part(fraction)))
+        return state._replace(learning=learned), fraction
 
     def key_of(state: StableState) -> Key:
         return jax.random.fold_in(state.key, state.num_calls)
@@ -160,26 +188,28 @@ def stable_training(problem: Problem, settings: Settings, *, execution: Executio
         learned, info = learning.step(state.learning, state.simulation.rewound, frames, key, num_rounds=num_rounds)
         assert info.endpoints is not None
         moved = state._replace(learning=learned, num_calls=state.num_calls + 1)
-        chosen = jax.lax.cond(
+        chosen, fraction = jax.lax.cond(
             info.ends_cycle,
-            lambda moved, ends: next_cycle(moved._replace(learning=learning.begin(learned)), ends, key),
-            lambda moved, _: moved,
+            lambda moved, ends: next_cycle(moved, ends, key),
+            lambda moved, _: (moved, jnp.float32(1)),
             *(moved, info.endpoints),
         )
-        chosen = chosen._replace(phase=jnp.where(info.gives_up, FINISHED, chosen.phase).astype(jnp.int32))
-        return chosen, info._replace(endpoints=None)
+        is_over = info.gives_up | (fraction == 0)
+        chosen = chosen._replace(phase=jnp.where(is_over, FINISHED, chosen.phase).astype(jnp.int32))
+        return chosen, info._replace(endpoints=None, kept_fraction=fraction)
 
-    def next_cycle(state: StableState, ends: Endpoints, key: Key) -> StableState:
+    def next_cycle(state: StableState, ends: Endpoints, key: Key) -> tuple[StableState, Float[Array, ""]]:
         """Stable replicas continue from their endpoints; unstable ones are inactive, with a checkpoint before failure.
 
-        Or all begin again.
+        Or all begin again. With the fraction that is kept of what was learned.
         """
-        cycle = state.cycle + 1
+        state, fraction = kept_of(state)
+        state, cycle = state._replace(learning=learning.begin(state.learning)), state.cycle + 1
         replicas = ends.replicas._replace(is_frozen=ends.replicas.is_unstable)
         begun = simulation.begin(state.simulation, replicas, ends.checkpoint, state.params, jax.random.fold_in(key, 1))
         is_over = (cycle >= settings.num_cycles) & (not settings.returns_best)
         phase = jnp.where(is_over, FINISHED, SIMULATE).astype(jnp.int32)
-        return state._replace(simulation=begun, cycle=cycle, phase=phase)
+        return state._replace(simulation=begun, cycle=cycle, phase=phase), fraction
 
     def stop(state: StableState) -> StableState:
         last = jnp.int32(settings.num_cycles)
@@ -188,7 +218,7 @@ def stable_training(problem: Problem, settings: Settings, *, execution: Executio
 
         def search(state: StableState) -> StableState:
             rewound = state.simulation.rewound
-            return next_cycle(state, Endpoints(rewound, rewound), key_of(state))
+            return next_cycle(state, Endpoints(rewound, rewound), key_of(state))[0]
 
         return jax.lax.cond(state.phase == LEARN, search, lambda state: state, state)._replace(cycle=last)
 

@@ -122,18 +122,32 @@ def test_the_best_parameters_are_returned_after_another_search(reference, rate, 
         assert float(searches[-2][0].params if len(searches) > 1 else 0) != float(start.params)
 
 
-def test_parameters_beyond_the_bound_of_the_error_are_not_returned(spring):
+@pytest.mark.parametrize(("share", "kept"), [(1.05, 1.0), (0.55, 0.5), (0.3, 0.25), (0.2, 0.0)])
+def test_of_what_a_phase_learns_as_much_is_kept_as_keeps_the_bound_of_the_error(share, kept, spring):
+    """Springs get stiffer, and those of the held-out frames are softer than at the start: the error only rises."""
     position = jnp.stack([1.1 * spring.start])
-    force = -jax.vmap(jax.grad(partial(spring.energy, 5.0)))(position)
-    held_out = Labeled(position, jnp.zeros(1), 1.1 * force)
-    settings = settings_of(**BEST)._replace(returns_best=True, max_held_out_error=1.5)
-    start, end, seen = run(taught(spring, KT / 40, held_out=held_out), settings, spring)
-    assert float(seen[-1][0].best.first_error) == pytest.approx(0.1 * float(jnp.mean(jnp.abs(force))), rel=1e-3)
-    assert float(end.params) == float(start.params)
-    # The first search is the reference of the error; the second is the last.
-    exceeds = [bool(info.exceeds_error) for _, info in seen if isinstance(info, simulate.SimulateInfo)]
-    assert exceeds == [False] * (len(exceeds) - 1) + [True] and int(end.phase) == stable.FINISHED
-    assert int(seen[-1][0].cycle) == 1 < settings.num_cycles
+    held_out = Labeled(position, jnp.zeros(1), -0.9 * jax.vmap(jax.grad(partial(spring.energy, 5.0)))(position))
+    problem = taught(spring, KT / 40, held_out=held_out)
+    settings = settings_of(**(BEST | {"num_cycles": 1}))._replace(returns_best=True)
+
+    def first_phase(settings):
+        start, end, seen = run(problem, settings, spring)
+        (phase,) = [(state, info) for state, info in seen if not isinstance(info, simulate.SimulateInfo)][-1:]
+        return start, end, *phase
+
+    start, _, free, info = first_phase(settings)
+    learned = float(free.params) - 5.0
+    assert float(start.params) == 5.0 and learned > 1 and float(info.kept_fraction) == 1
+    bounded = settings._replace(max_held_out_error=(0.5 + share * learned) / 0.5)
+    _, end, state, info = first_phase(bounded)
+    assert float(state.best.first_error) == pytest.approx(
+        0.1 / 0.9 * float(jnp.mean(jnp.abs(held_out.force))), rel=1e-3
+    )
+    assert float(info.kept_fraction) == kept
+    assert float(state.params) == pytest.approx(5.0 + kept * learned, rel=1e-6)
+    # Where nothing can be kept there is nothing more to search for.
+    assert (int(state.phase) == stable.FINISHED) == (kept == 0)
+    assert float(end.params) in (float(state.params), float(start.params))
 
 
 @pytest.mark.parametrize("returns_best", [True, False])
@@ -193,7 +207,9 @@ def test_settings_that_make_no_sense_are_refused(changes, message, spring):
         stable.stable_training(problem_of(spring, never_fails), settings_of(**changes))
 
 
-def test_a_bound_needs_frames_to_measure_it_on(spring):
-    settings = settings_of()._replace(max_held_out_error=1.1)
-    with pytest.raises(ValueError, match="set `held_out` of the problem"):
-        stable.stable_training(problem_of(spring, never_fails), settings)
+@pytest.mark.parametrize("returns_best", [True, False])
+def test_a_bound_needs_frames_to_measure_it_on_and_parameters_to_go_back_to(returns_best, spring):
+    settings = settings_of()._replace(max_held_out_error=1.1, returns_best=returns_best)
+    problem = problem_of(spring, never_fails)
+    with pytest.raises(ValueError, match="set `held_out` of the problem and `returns_best`"):
+        stable.stable_training(problem if returns_best else problem._replace(held_out=problem.frames), settings)

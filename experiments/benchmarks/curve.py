@@ -74,7 +74,8 @@ def refined(config, params, arm: str, num_cycles: int) -> Iterator[Point]:
 
     config = config.copy_and_resolve_references()
     # All parameters on the way are wanted, not the best.
-    every = {"stable.returns_best": False, "stable.target_ratio": 0.0, "stable.num_cycles": num_cycles}
+    every: dict[str, Any] = {"stable.returns_best": False, "stable.target_ratio": 0.0, "stable.num_cycles": num_cycles}
+    every["stable.max_held_out_error"] = 0.0
     config.update_from_flattened_dict(ARMS[arm] | every)
     system = systems.build(config)
     settings = stabilize.settings_of(config, system)

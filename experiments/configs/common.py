@@ -76,7 +76,7 @@ def get_config() -> ConfigDict:
     stable.target_ratio = 0.0  # training ends when replicas are stable this many times as long as at first; 0: never
     stable.max_minutes = 0.0  # after which nothing more is learned; the last search still ends; 0: any
     stable.returns_best = False  # whether a search follows the last cycle, and the best parameters are returned
-    stable.max_held_out_error = 0.0  # force MAE on validation frames over that at the start, of the best; 0: any
+    stable.max_held_out_error = 0.0  # bound on the force MAE on validation frames, over that at the start; 0: any
     stable.cycle_factor = 1.0  # the rate is multiplied by this from cycle to cycle
     stable.max_epochs = 200  # of one learning phase, at the most
     stable.optimizer = "sgd"  # of learning: sgd, adam, or natural, steps that change energies and forces least

@@ -231,7 +231,7 @@ class _Recorder:
             self._failures.add(self.system, state)
         if isinstance(info, LearnInfo):
             self._say_what_went_wrong(state, info)
-        elif bool(info.gives_up | info.exceeds_error):
+        elif bool(info.gives_up):
             self._progress.say(f"{_why_it_ends(self._settings, info, self._ps_per_step)} after {cycle} cycles")
         elif float(info.fraction_unstable) == 1 and int(info.most_steps) <= FEW_STEPS:
             self._say_once(f"no replica was stable for more than {FEW_STEPS} steps; {_why(self.system, state, info)}")
@@ -245,6 +245,12 @@ class _Recorder:
             self._say_once(f"fewer than 2 samples count, so {instead}")
         if int(info.fault) != NOTHING:
             self._progress.say(f"{FAULTS[int(info.fault)]}; {self._what_follows(info)}")
+        if (kept := float(info.kept_fraction)) < 1:
+            bound = 100 * (self._settings.max_held_out_error - 1)
+            follows = f"{100 * kept:.0f} % of it is kept" if kept else "StABlE training ends with the best parameters"
+            self._progress.say(
+                f"what was learned raises the force error on validation frames by more than {bound:.3g} %; {follows}"
+            )
 
     def _what_follows(self, info: LearnInfo) -> str:
         if bool(info.gives_up):
@@ -266,12 +272,6 @@ class _Recorder:
 
 def _why_it_ends(settings: Settings, info: SimulateInfo, ps_per_step: float) -> str:
     simulation = settings.simulation
-    if bool(info.exceeds_error):
-        bound = 100 * (settings.max_held_out_error - 1)
-        return (
-            f"the force error on validation frames has risen by more than {bound:.3g} %, so StABlE training ends with "
-            "the best parameters before,"
-        )
     if bool(info.reaches_target):
         return (
             f"the target is reached: replicas are stable {simulation.target_ratio:g} times as long as at first, so "
@@ -322,6 +322,7 @@ def course_entry(info: SimulateInfo | LearnInfo, cycle: int, simulated_ps: float
             "fault": FAULTS[int(info.fault)] if int(info.fault) != NOTHING else None,
             "num_rollbacks": int(info.num_rollbacks),
             "gives_up": bool(info.gives_up),
+            "kept_fraction": float(info.kept_fraction),
             "effective_fraction": float(updates.effective_fraction),
             "force_change_eV_per_A": float(updates.force_change),
             "energy_change_eV": float(updates.energy_change),
