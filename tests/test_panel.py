@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,8 @@ from experiments import cli
 from experiments.benchmarks import panel, records
 from experiments.benchmarks.panel import Arm
 from experiments.configs import check
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def row(metric, value, phase=None, **others):
@@ -164,3 +167,9 @@ def test_figures_that_are_unknown_are_null_in_the_record(tmp_path):
     path = tmp_path / "panel.json"
     records.write(path, "benchmarks.panel", {}, [row("a", None), row("b", float("inf")), row("c", 2.0)])
     assert [one["value"] for one in json.loads(path.read_text())["rows"]] == [None, None, 2.0]
+
+
+def test_the_table_of_the_panel_is_that_of_the_record():
+    rows = json.loads((ROOT / "experiments" / "results" / "panel.json").read_text())["rows"]
+    lines = panel.table(rows).splitlines()
+    assert [line for line in (ROOT / "docs" / "recipe.md").read_text().splitlines() if line in lines] == lines
