@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from stablejax import forms
 from stablejax.learn import Endpoints, LearnInfo, Learning, LearnState, learn_phase, static_batch
@@ -165,11 +166,8 @@ def stable_training(problem: Problem, settings: Settings, *, execution: Executio
         bound = settings.max_held_out_error * state.best.first_error
 
         def part(fraction) -> Params:
-            return jax.tree.map(
-                lambda a, b: jnp.where(fraction == 1, a, (b + fraction * (a - b)).astype(a.dtype)),
-                state.params,
-                state.best.params,
-            )
+            between = optax.incremental_update(state.params, state.best.params, fraction)
+            return jax.tree.map(lambda leaf, whole: leaf.astype(whole.dtype), between, state.params)
 
         tried = jax.lax.while_loop(
             lambda fraction: (fraction >= LEAST_FRACTION) & (held_out_error(part(fraction)) > bound),
