@@ -32,7 +32,7 @@ class Plan(NamedTuple):
     training: Settings
     num_replicas: int  # of training
     max_minutes: float  # of training, see `stabilize.run_stable`
-    horizon_ratio: float  # see `evaluate.with_horizon`
+    horizon_ratio: float  # see `evaluate.following`
     max_failures: int  # kept of each evaluation
     max_training_failures: int
 
@@ -143,7 +143,7 @@ def _all_stages(
     if warning := _warning(evaluator.system, before):
         directory.progress.say(warning)
     refined, course, longer = _stabilize(directory, plan, evaluator.system, params, stages)
-    evaluator = evaluate.with_horizon(evaluate.with_system(evaluator, longer), before, plan.horizon_ratio)
+    evaluator = evaluate.following(evaluate.with_system(evaluator, longer), before, plan.horizon_ratio)
     after, _ = _evaluate(directory, "after", plan, evaluator, refined)
     return before, after, course
 

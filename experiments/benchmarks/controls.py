@@ -68,7 +68,7 @@ def run(run_dir: Path, name: str) -> dict:
         system, trained, chosen = systems.build(config), pretrained, {"md.timestep_fs": config.md.timestep_fs}
         schedule = evaluate.schedule_of(config)
     progress.stage("evaluation")
-    evaluator = evaluate.with_horizon(evaluate.build(schedule, system), before, config.evaluate.horizon_ratio)
+    evaluator = evaluate.following(evaluate.build(schedule, system), before, config.evaluate.horizon_ratio)
     after, _ = evaluate.run_evaluation(evaluator, trained, progress)
     facts = report.facts_of(config, system)
     rows = report.measured_rows(facts, report.Runs(before, after, reference.motion(schedule, system)))

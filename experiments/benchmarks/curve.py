@@ -129,7 +129,7 @@ def rows_of(evaluator, point: Point) -> list[dict]:
         {"metric": "energy_mae_eV", "value": float(found.energy_mae), "unit": "eV"},
         median_row("after", found),
         {"metric": "fraction_unstable_at_horizon", "value": float(found.is_unstable.mean())},
-        {"metric": "internal_temperature_K", "value": float(found.temperature_K), "unit": "K"},
+        {"metric": "internal_temperature_K", "value": float(found.averages.temperature_K), "unit": "K"},
     ]
     return [row | about for row in rows]
 

@@ -149,17 +149,18 @@ def targets(record: dict, max_minutes: float) -> list[Target]:
 
 
 def worse(record: dict) -> Iterator[tuple[str, float, float | None]]:
-    """Errors of the structure, the motion and the temperature: name, change, and its standard error.
+    """Errors of the structure, the motion and the temperature: name, change over equal times, and its standard error.
 
     Args:
       record: of a run.
     """
     from experiments.report import finder
+    from experiments.report.record import EARLY
 
     rows = record["rows"]
     temperature = record["config"]["md"]["temperature_K"]
     for before in (row for row in rows if row.get("phase") == "before" and "error" in row):
-        after = next(row for row in rows if row["metric"] == before["metric"] and row.get("phase") == "after")
+        after = next(row for row in rows if row["metric"] == before["metric"] and row.get("phase") == EARLY)
         values = [row["value"] for row in (before, after)]
         if before["metric"] == "internal_temperature_K":
             values = [abs(value - temperature) for value in values]
@@ -167,7 +168,9 @@ def worse(record: dict) -> Iterator[tuple[str, float, float | None]]:
             values = [abs(value - 1) for value in values]
         yield before["metric"], values[1] - values[0], _joint(before["error"], after["error"])
     find = finder(record)
-    vacf, spread = ([find(metric, phase) for phase in PHASES] for metric in ("vacf_mae", "vacf_mae_std_over_replicas"))
+    vacf, spread = (
+        [find(metric, phase) for phase in ("before", EARLY)] for metric in ("vacf_mae", "vacf_mae_std_over_replicas")
+    )
     if all(vacf) and all(spread):
         values = [row["value"] for row in vacf]
         errors = [row["value"] / max(of["replicas"], 1) ** 0.5 for row, of in zip(spread, vacf, strict=True)]

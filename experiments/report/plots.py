@@ -47,13 +47,13 @@ def _panels(facts: Facts, runs: Runs, course: list[dict]) -> list[list[Callable]
         for name, profile in facts.profiles.items()
     ]
     motion: list[Callable] = [partial(_vacf_error, **both, reference=runs.reference_motion.get("vacf"))]
-    if "msd" in before.motion:
+    if "msd" in before.averages.motion:
         spacing = facts.frame_spacing_fs / 1000
         motion.append(partial(_displacement, **both, reference=runs.reference_motion, spacing=spacing))
     rows: list[list[Callable]] = [[partial(_course, course=course), partial(_survival, **both)]]
     rows += [profiles + motion] if len(profiles) == 1 else [profiles, motion]
     if "ramachandran" in reference:
-        maps = {"reference": reference, "before": before.structure, "after": after.structure}
+        maps = {"reference": reference, "before": before.averages.structure, "after": after.averages.structure}
         rows.append([partial(_ramachandran, title=title, density=part["ramachandran"]) for title, part in maps.items()])
     return rows
 
@@ -91,7 +91,7 @@ def _profile(axis, profile, reference, name, runs):
     axis.plot(profile.x, reference, color=REFERENCE, label="reference", linewidth=1.2)
     inset = axis.inset_axes([0.52, 0.64, 0.47, 0.28])
     for run, color, label in zip(runs, (BEFORE, AFTER), ("before", "after"), strict=True):
-        curve = run.structure[name]
+        curve = run.averages.structure[name]
         axis.plot(profile.x, curve, color=color, label=label, linewidth=1, alpha=0.9)
         inset.plot(profile.x, curve - reference, color=color, linewidth=0.8)
     inset.set_title("difference from the reference", fontsize=8)
@@ -116,7 +116,7 @@ def _vacf_error(axis, before, after, reference):
         axis.text(0.5, 0.5, "the reference holds no consecutive velocities", ha="center", transform=axis.transAxes)
         return
     mean = reference.mean(axis=0)
-    curves = (before.motion["vacf"], after.motion["vacf"], reference)
+    curves = (before.averages.motion["vacf"], after.averages.motion["vacf"], reference)
     groups = [metrics.errors_of_replicas(some, mean) for some in curves]
     labels = ["before", "after", "windows of\nthe reference"]
     shown = [(group, label) for group, label in zip(groups, labels, strict=True) if len(group)]
@@ -125,7 +125,7 @@ def _vacf_error(axis, before, after, reference):
 
 
 def _displacement(axis, before, after, reference, spacing):
-    curves = [(before.motion["msd"], BEFORE, "before"), (after.motion["msd"], AFTER, "after")]
+    curves = [(before.averages.motion["msd"], BEFORE, "before"), (after.averages.motion["msd"], AFTER, "after")]
     if "msd" in reference:
         curves.append((reference["msd"], REFERENCE, "reference"))
     whole = [(msd[np.isfinite(msd).all(axis=1)], color, label) for msd, color, label in curves]

@@ -9,9 +9,13 @@ import numpy as np
 
 from experiments import disk, provenance
 from experiments.report.facts import Facts, Runs
-from experiments.stages.evaluate import TEMPERATURE, Evaluation
+from experiments.stages.evaluate import TEMPERATURE, Averages, Evaluation
 from stablejax import metrics, survival, units
 from stablejax.observables import transport
+
+
+EARLY = "after, for as long as before"
+"""Phase of the rows of `Evaluation.early`: what rows of the phase before are compared with."""
 
 
 def make_record(facts: Facts, runs: Runs, wall_s: dict[str, float], *, course: Sequence[dict] | None = None) -> dict:
@@ -64,9 +68,10 @@ def measured_rows(facts: Facts, runs: Runs) -> list[dict]:
     rows = []
     for phase, run in (("before", runs.before), ("after", runs.after)):
         rows += [median_row(phase, run), *_phase_rows(facts, phase, run)]
-        rows += _vacf_rows(phase, run, runs.reference_motion)
-        rows += transition_rows(phase, run.motion, spacing_fs=facts.frame_spacing_fs)
-        rows += diffusivity_rows(phase, run.motion, spacing_fs=facts.frame_spacing_fs, fit_ps=facts.fit_ps)
+        rows += _averages_rows(facts, phase, run.averages, runs.reference_motion)
+        rows += transition_rows(phase, run.averages.motion, spacing_fs=facts.frame_spacing_fs)
+        rows += diffusivity_rows(phase, run.averages.motion, spacing_fs=facts.frame_spacing_fs, fit_ps=facts.fit_ps)
+    rows += _averages_rows(facts, EARLY, runs.after.early, runs.reference_motion)
     rows += transition_rows("reference", runs.reference_motion, spacing_fs=facts.frame_spacing_fs)
     rows += diffusivity_rows("reference", runs.reference_motion, spacing_fs=facts.frame_spacing_fs, fit_ps=facts.fit_ps)
     return rows + _comparison_rows(runs, facts.seed)
@@ -100,24 +105,31 @@ def _phase_rows(facts: Facts, phase: str, run: Evaluation) -> list[dict]:
         ("num_quarantined", (~run.is_finite).sum(), None),
         ("energy_mae_meV_per_atom", 1000 * run.energy_mae / facts.num_atoms, "meV"),
         ("force_mae_eV_per_A", run.force_mae, "eV/Å"),
-        (TEMPERATURE, run.temperature_K, "K"),
     ]
+    return [_row(metric, phase, value, unit) for metric, value, unit in values]
+
+
+def _averages_rows(facts: Facts, phase: str, averages: Averages, reference_motion: dict[str, np.ndarray]) -> list[dict]:
+    """Temperature, errors of the structure and of the motion, with standard errors."""
+    values = [(TEMPERATURE, averages.temperature_K, "K")]
     for measure in facts.measures:
-        error = measure.error_fn(run.structure[measure.name], facts.structure_reference[measure.name])
+        error = measure.error_fn(averages.structure[measure.name], facts.structure_reference[measure.name])
         values.append((measure.metric, measure.factor * error, measure.unit))
-    rows = [_row(metric, phase, value, unit) for metric, value, unit in values]
-    errors = {metric: float(error) for metric, error in run.standard_error.items()}
-    return [row | ({"error": errors[row["metric"]]} if row["metric"] in errors else {}) for row in rows]
+    rows = [
+        _row(metric, phase, value, unit) | {"error": float(averages.standard_error[metric])}
+        for metric, value, unit in values
+    ]
+    return rows + _vacf_rows(phase, averages, reference_motion)
 
 
 def _row(metric: str, phase: str, value, unit: str | None = None) -> dict:
     return {"metric": metric, "phase": phase, "value": float(value)} | ({"unit": unit} if unit else {})
 
 
-def _vacf_rows(phase: str, run: Evaluation, reference_motion: dict[str, np.ndarray]) -> list[dict]:
+def _vacf_rows(phase: str, averages: Averages, reference_motion: dict[str, np.ndarray]) -> list[dict]:
     if "vacf" not in reference_motion:
         return []
-    errors = metrics.errors_of_replicas(run.motion["vacf"], reference_motion["vacf"].mean(axis=0))
+    errors = metrics.errors_of_replicas(averages.motion["vacf"], reference_motion["vacf"].mean(axis=0))
     if not len(errors):
         return []
     return [

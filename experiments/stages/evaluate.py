@@ -24,6 +24,7 @@ from experiments.stages.statistics import (
     added,
     mean_motion,
     mean_observables,
+    of_replicas,
     standard_error,
 )
 from experiments.systems import base
@@ -39,20 +40,33 @@ TEMPERATURE = "internal_temperature_K"
 """Its metric in the record."""
 
 
+class Averages(NamedTuple):
+    """Of stable frames."""
+
+    num_frames: np.ndarray  # []
+    temperature_K: np.ndarray  # [] mean kinetic temperature
+    structure: dict[str, np.ndarray]  # means over the frames
+    motion: dict[str, np.ndarray]  # [replica, lag] of whole windows; NaN for a replica without any
+    standard_error: dict[str, np.ndarray]  # [] of the temperature, K, and of each measure, by its metric
+
+
 class Evaluation(NamedTuple):
-    """Results of simulations with one set of parameters. Observables are of stable frames only."""
+    """Results of simulations with one set of parameters.
+
+    Replicas begin at frames of the reference and drift away from its conformations if the potential prefers others.
+    Those that fail early have no time to, so averages before and after StABlE training are compared over equal times.
+    """
 
     first_passage_ps: np.ndarray  # [replica]; the horizon where stable
     is_unstable: np.ndarray  # [replica]
     is_finite: np.ndarray  # [replica] False: stopped before a state that was not finite
     horizon_ps: np.ndarray  # [] longest simulation of a replica
-    num_frames: np.ndarray  # [] stable frames
-    temperature_K: np.ndarray  # [] mean kinetic temperature
-    structure: dict[str, np.ndarray]  # means over the stable frames
-    motion: dict[str, np.ndarray]  # [replica, lag] of whole windows; NaN for a replica without any
+    averages: Averages  # of all stable frames
+    early: (
+        Averages  # of each replica up to the chunk that it failed in in an earlier evaluation; of all if there is none
+    )
     energy_mae: np.ndarray  # [] eV, held-out frames
     force_mae: np.ndarray  # [] eV/Å
-    standard_error: dict[str, np.ndarray]  # [] of the temperature, K, and of each measure, by its metric
 
 
 class Schedule(NamedTuple):
@@ -83,6 +97,7 @@ class Measured(NamedTuple):
 
     replicas: Replica
     totals: Totals
+    early: Totals  # see `Evaluation`
 
 
 class Evaluator(NamedTuple):
@@ -94,6 +109,7 @@ class Evaluator(NamedTuple):
     start: Callable[[Any], Replica]
     run_chunk: Callable[[Any, Replica], tuple[Replica, ChunkStatistics]]
     replay: Replayer
+    early_ps: np.ndarray | None = None  # [replica] first passage in an earlier evaluation; None: there is none
 
 
 def schedule_of(config: ConfigDict) -> Schedule:
@@ -183,7 +199,7 @@ def shape_of(evaluator: Evaluator, params: Params) -> Measured:
     zeros = partial(jax.tree.map, lambda leaf: np.zeros(leaf.shape))
     nothing = np.zeros((), np.int64)
     totals = Totals(nothing, zeros(stats.num_frames), zeros(stats.total), zeros(stats.is_whole), zeros(stats.motion))
-    return Measured(replicas, totals)
+    return Measured(replicas, totals, totals)
 
 
 def like(measured: Measured, measures: tuple[Measure, ...]) -> Evaluation:
@@ -199,8 +215,8 @@ def like(measured: Measured, measures: tuple[Measure, ...]) -> Evaluation:
     is_not = of_replicas.astype(bool)
     one = np.zeros(())
     errors = dict.fromkeys((TEMPERATURE, *(measure.metric for measure in measures)), one)
-    num_frames = totals.num_frames.sum()
-    return Evaluation(of_replicas, is_not, is_not, one, num_frames, one, structure, totals.motion, error, error, errors)
+    averages = Averages(totals.num_frames.sum(), one, structure, totals.motion, errors)
+    return Evaluation(of_replicas, is_not, is_not, one, averages, averages, error, error)
 
 
 def resumed(
@@ -277,7 +293,7 @@ def run_evaluation(
       ValueError: no replica was stable until the first frame, or the memory does not suffice.
     """
     prepared = evaluator.prepare(params)
-    replicas, totals = saved or shape_of(evaluator, params)._replace(replicas=evaluator.start(prepared))
+    replicas, totals, early = saved or shape_of(evaluator, params)._replace(replicas=evaluator.start(prepared))
     check_memory(evaluator, prepared, replicas)
     while totals.num_chunks < evaluator.schedule.num_chunks and not bool(jnp.all(replicas.is_frozen)):
         room = 0 if failure_file is None else failure_file.room
@@ -294,23 +310,35 @@ def run_evaluation(
         if trajectory_files is not None and processes.is_first():
             num_frames = int(totals.num_chunks) * evaluator.schedule.frames_per_chunk
             trajectory_files.add(stats.position, stats.is_valid, num_frames=num_frames)
-        totals = added(totals, jax.tree.map(lambda x: x.astype(np.float64), stats))
+        stats = jax.tree.map(lambda x: x.astype(np.float64), stats)
+        early = added(early, of_replicas(stats, _is_early(evaluator, int(totals.num_chunks))))
+        totals = added(totals, stats)
         number = int(totals.num_chunks)
         _report(progress, evaluator.schedule, number, replicas)
         sizes = [] if trajectory_files is None else trajectory_files.sizes
-        save(number, Measured(replicas, totals), num_pairs=evaluator.system.num_pairs, trajectories=sizes)
-    return _evaluation(evaluator, params, replicas, totals), evaluator
+        save(number, Measured(replicas, totals, early), num_pairs=evaluator.system.num_pairs, trajectories=sizes)
+    return _evaluation(evaluator, params, Measured(replicas, totals, early)), evaluator
 
 
 def with_system(evaluator: Evaluator, system: System) -> Evaluator:
     """The same evaluation of a system whose neighbor lists may be longer."""
-    return evaluator if system is evaluator.system else build(evaluator.schedule, system)
+    if system is evaluator.system:
+        return evaluator
+    return build(evaluator.schedule, system)._replace(early_ps=evaluator.early_ps)
 
 
-def with_horizon(evaluator: Evaluator, before: Evaluation, ratio: float) -> Evaluator:
-    """The same evaluation up to a multiple of an earlier one's median, but not beyond the horizon that it has.
+def _is_early(evaluator: Evaluator, num_chunks: int) -> np.ndarray:
+    """[replica] whether it had not failed before this chunk in the earlier evaluation."""
+    if evaluator.early_ps is None:
+        return np.ones(evaluator.schedule.num_replicas, bool)
+    return evaluator.early_ps > num_chunks * evaluator.schedule.ps_per_chunk - 1e-9
 
-    A ratio of medians can only be seen up to that of the horizon. It is rounded up to whole chunks.
+
+def following(evaluator: Evaluator, before: Evaluation, ratio: float) -> Evaluator:
+    """The same evaluation to be compared with an earlier one: `Evaluation.early` has the same times.
+
+    It goes up to a multiple of the earlier one's median, rounded up to whole chunks, but not beyond the horizon that it
+    has: a ratio of medians can only be seen up to that of the horizon.
 
     Args:
       evaluator: from `build`.
@@ -318,6 +346,7 @@ def with_horizon(evaluator: Evaluator, before: Evaluation, ratio: float) -> Eval
       ratio: of the horizon and its median; 0: the horizon stays.
     """
     median = survival.median_first_passage(before.first_passage_ps, before.is_unstable)
+    evaluator = evaluator._replace(early_ps=before.first_passage_ps)
     if not ratio or median.is_censored:
         return evaluator
     schedule = evaluator.schedule
@@ -353,13 +382,13 @@ def _report(progress: Progress, schedule: Schedule, done: int, replicas: Replica
     )
 
 
-def _evaluation(evaluator: Evaluator, params: Params, replicas: Replica, totals: Totals) -> Evaluation:
-    if totals.num_frames.sum() == 0:
+def _evaluation(evaluator: Evaluator, params: Params, measured: Measured) -> Evaluation:
+    replicas = measured.replicas
+    if measured.totals.num_frames.sum() == 0:
         raise ValueError(
             f"no replica was stable until its first frame at {evaluator.schedule.frame_spacing_fs:g} fs, so there is "
             f"nothing to average; {_why(evaluator, params, replicas)}."
         )
-    structure = mean_observables(totals)
     errors = label_errors(evaluator.system, params, evaluator.system.data.split.test)
     step, is_unstable, is_finite = processes.to_host((replicas.step, replicas.is_unstable, replicas.is_finite))
     return Evaluation(
@@ -367,13 +396,21 @@ def _evaluation(evaluator: Evaluator, params: Params, replicas: Replica, totals:
         is_unstable=is_unstable,
         is_finite=is_finite,
         horizon_ps=np.asarray(evaluator.schedule.horizon_ps),
+        averages=_averages(evaluator.system.evaluation, measured.totals),
+        early=_averages(evaluator.system.evaluation, measured.early),
+        energy_mae=np.asarray(errors.energy_mae),
+        force_mae=np.asarray(errors.force_mae),
+    )
+
+
+def _averages(evaluation: Evaluated, totals: Totals) -> Averages:
+    structure = mean_observables(totals)
+    return Averages(
         num_frames=totals.num_frames.sum(),
         temperature_K=np.asarray(structure.pop("temperature") / units.BOLTZMANN_EV_PER_K),
         structure=structure,
         motion=mean_motion(totals),
-        energy_mae=np.asarray(errors.energy_mae),
-        force_mae=np.asarray(errors.force_mae),
-        standard_error=_standard_errors(evaluator.system.evaluation, totals),
+        standard_error=_standard_errors(evaluation, totals),
     )
 
 

@@ -54,6 +54,22 @@ def added(totals: Totals, stats: ChunkStatistics) -> Totals:
     )
 
 
+def of_replicas(stats: ChunkStatistics, is_counted: np.ndarray) -> ChunkStatistics:
+    """The statistics of some of the replicas, those of the others as of replicas that have failed.
+
+    Args:
+      stats: of the chunk.
+      is_counted: [replica].
+    """
+
+    def kept(values):
+        return np.where(is_counted.reshape(-1, *[1] * (np.ndim(values) - 1)), values, 0)
+
+    return stats._replace(
+        num_frames=kept(stats.num_frames), total=jax.tree.map(kept, stats.total), is_whole=kept(stats.is_whole)
+    )
+
+
 def mean_motion(totals: Totals) -> dict[str, np.ndarray]:
     """[replica, lag] mean over the chunks that a replica completed; NaN for one without any."""
     num_windows = totals.num_windows[:, None]
