@@ -63,7 +63,7 @@ def run(config: ConfigDict, temperatures: Sequence[float]) -> dict:
             found: dict[str, evaluate.Evaluation] = {}
             for phase in PARAMETERS:
                 if found:
-                    evaluator = evaluate.with_horizon(evaluator, found["before"], config.evaluate.horizon_ratio)
+                    evaluator = evaluate.following(evaluator, found["before"], config.evaluate.horizon_ratio)
                 stage = f"{temperature_K:g}_K_{phase}"
                 found[phase], evaluator = evaluate.resumed(directory, stage, evaluator, params[phase])
             # The reference's motion is of its own temperature, so there is none.

@@ -13,7 +13,7 @@ from experiments import disk, report
 from experiments.report import page
 from experiments.report.record import ratio_kind
 from experiments.stages import stabilize
-from experiments.stages.evaluate import Evaluation
+from experiments.stages.evaluate import Averages, Evaluation
 from experiments.systems.base import Measure, Profile
 from stablejax import units
 from stablejax.learn import LearnInfo
@@ -31,11 +31,7 @@ def evaluation(failed_at, *, force_mae=0.2, is_finite=True, diffusivity=(0.2, 0.
     diffusivity = np.array(diffusivity)[:, None]
     picosecond = 1000 * units.FEMTOSECOND
     velocity = 3 * diffusivity / (picosecond**2 * TIME_PS[-1])  # constant: D = ⅓ · ⟨v²⟩ · time
-    return Evaluation(
-        first_passage_ps=np.array([HORIZON if time is None else time for time in failed_at]),
-        horizon_ps=np.array(HORIZON),
-        is_unstable=np.array([time is not None for time in failed_at]),
-        is_finite=np.array([is_finite] + [True] * (len(failed_at) - 1)),
+    averages = Averages(
         num_frames=np.asarray(7.0),
         temperature_K=np.asarray(312.5),
         structure={"h_r": np.array([1.0, 0.5, 0.0])},
@@ -44,9 +40,17 @@ def evaluation(failed_at, *, force_mae=0.2, is_finite=True, diffusivity=(0.2, 0.
             "velocity_correlation": velocity * np.ones(len(TIME_PS)),
             "vacf": np.array([[1.0, 0.5], [1.0, 0.1], [1.0, np.nan]]),
         },
+        standard_error={"internal_temperature_K": np.asarray(1.5), "h_r_mae": np.asarray(np.nan)},
+    )
+    return Evaluation(
+        first_passage_ps=np.array([HORIZON if time is None else time for time in failed_at]),
+        horizon_ps=np.array(HORIZON),
+        is_unstable=np.array([time is not None for time in failed_at]),
+        is_finite=np.array([is_finite] + [True] * (len(failed_at) - 1)),
+        averages=averages,
+        early=averages._replace(temperature_K=np.asarray(310.0)),
         energy_mae=np.asarray(0.2),
         force_mae=np.asarray(force_mae),
-        standard_error={"internal_temperature_K": np.asarray(1.5), "h_r_mae": np.asarray(np.nan)},
     )
 
 

@@ -222,17 +222,23 @@ def test_what_is_reported_of_an_evaluation_is_of_test_frames_and_of_stable_ones(
     none = statistics.Totals(
         np.array(0), np.zeros(2), dict.fromkeys(total, 0.0), np.zeros(2), {"vacf": np.zeros((2, 2))}
     )
-    run = evaluate._evaluation(evaluator, None, replicas, statistics.added(none, seen))
+    early = statistics.added(none, statistics.of_replicas(seen, np.array([True, False])))
+    measured = evaluate.Measured(replicas, statistics.added(none, seen), early)
+    run = evaluate._evaluation(evaluator, None, measured)
     (index,) = asked
     np.testing.assert_array_equal(index, split.test)
     assert (float(run.energy_mae), float(run.force_mae)) == (0.25, 0.5)
     np.testing.assert_allclose(run.first_passage_ps, np.array([10, 80]) * config.md.timestep_fs / 1000)
-    np.testing.assert_allclose(run.structure["h_r"], [2.0, 0.5])
-    assert float(run.temperature_K) == pytest.approx(450.0)
+    np.testing.assert_allclose(run.averages.structure["h_r"], [2.0, 0.5])
+    assert float(run.averages.temperature_K) == pytest.approx(450.0)
     # By the jackknife: without each of the replicas the figures are those of the other.
-    assert float(run.standard_error["internal_temperature_K"]) == pytest.approx(450.0 * (1.1 - 0.8) / 2)
-    assert float(run.standard_error["h_r_mae"]) == pytest.approx(10 * ((2.5 + 0.5) / 2 - (1.0 + 0.5) / 2) / 2)
-    assert np.isnan(run.motion["vacf"][0]).all() and run.motion["vacf"][1].tolist() == [1.0, 0.25]
+    assert float(run.averages.standard_error["internal_temperature_K"]) == pytest.approx(450.0 * (1.1 - 0.8) / 2)
+    assert float(run.averages.standard_error["h_r_mae"]) == pytest.approx(10 * ((2.5 + 0.5) / 2 - (1.0 + 0.5) / 2) / 2)
+    assert np.isnan(run.averages.motion["vacf"][0]).all() and run.averages.motion["vacf"][1].tolist() == [1.0, 0.25]
+    # Of the first replica alone.
+    np.testing.assert_allclose(run.early.structure["h_r"], [1.0, 0.5])
+    assert float(run.early.num_frames) == 1 and float(run.early.temperature_K) == pytest.approx(450.0 * 0.8)
+    assert np.isnan(run.early.motion["vacf"]).all() and np.isnan(run.early.standard_error["h_r_mae"])
 
 
 def test_energies_are_relative_to_training_frames_and_references_of_frames_that_are_not_held_out(config, tmp_path):
@@ -283,7 +289,13 @@ def test_the_horizon_follows_from_the_median_before(failed_at, ratio, expected):
     evaluator = evaluate.Evaluator(None, schedule, None, None, None, None)
     time = np.array([40.0 if time is None else time for time in failed_at])
     before = SimpleNamespace(first_passage_ps=time, is_unstable=np.array([time is not None for time in failed_at]))
-    assert evaluate.with_horizon(evaluator, before, ratio).schedule.horizon_ps == pytest.approx(expected)
+    following = evaluate.following(evaluator, before, ratio)
+    assert following.schedule.horizon_ps == pytest.approx(expected)
+    # A chunk of 1 ps counts for those that had not failed before it.
+    early = [evaluate._is_early(following, number).tolist() for number in (0, 1, 3)]
+    assert early[0] == [True] * 3 and early[1] == [failed_at[0] is None or failed_at[0] >= 1.0, True, True]
+    assert early[2] == [time is None or time >= 3.0 for time in failed_at]
+    assert evaluate._is_early(evaluator, 39).all()
 
 
 def test_motion_counts_whole_windows_only():
@@ -320,9 +332,11 @@ def test_structure_of_an_evaluation_is_that_of_its_stable_frames(config, system,
     progress.stage("evaluation")
     run, _ = evaluate.run_evaluation(evaluator, params, progress)
     width = config.observable.width_A
-    assert float(run.structure["h_r"].sum() * width) == pytest.approx(1, abs=0.02)  # a density, whatever the frames
+    assert float(run.averages.structure["h_r"].sum() * width) == pytest.approx(
+        1, abs=0.02
+    )  # a density, whatever the frames
     lengths = system.evaluation.structure_reference["bond_length"]
-    assert np.abs(run.structure["bond_length"] - lengths).max() < config.stability.evaluate_threshold_A
+    assert np.abs(run.averages.structure["bond_length"] - lengths).max() < config.stability.evaluate_threshold_A
     assert 1 < int(run.num_frames) < 4 * 4
 
 

@@ -13,7 +13,6 @@ from experiments.stages.evaluate import TEMPERATURE, Averages, Evaluation
 from stablejax import metrics, survival, units
 from stablejax.observables import transport
 
-
 EARLY = "after, for as long as before"
 """Phase of the rows of `Evaluation.early`: what rows of the phase before are compared with."""
 
@@ -111,7 +110,7 @@ def _phase_rows(facts: Facts, phase: str, run: Evaluation) -> list[dict]:
 
 def _averages_rows(facts: Facts, phase: str, averages: Averages, reference_motion: dict[str, np.ndarray]) -> list[dict]:
     """Temperature, errors of the structure and of the motion, with standard errors."""
-    values = [(TEMPERATURE, averages.temperature_K, "K")]
+    values: list[tuple[str, Any, str | None]] = [(TEMPERATURE, averages.temperature_K, "K")]
     for measure in facts.measures:
         error = measure.error_fn(averages.structure[measure.name], facts.structure_reference[measure.name])
         values.append((measure.metric, measure.factor * error, measure.unit))
