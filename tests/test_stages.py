@@ -337,7 +337,7 @@ def test_structure_of_an_evaluation_is_that_of_its_stable_frames(config, system,
     )  # a density, whatever the frames
     lengths = system.evaluation.structure_reference["bond_length"]
     assert np.abs(run.averages.structure["bond_length"] - lengths).max() < config.stability.evaluate_threshold_A
-    assert 1 < int(run.num_frames) < 4 * 4
+    assert 1 < int(run.averages.num_frames) < 4 * 4
 
 
 @pytest.mark.parametrize(
