@@ -40,6 +40,8 @@ ENERGY_WEIGHT = 4.0
 """Of energies in the metric, beside that of forces: with 1 it is their errors that the steps were paid for with."""
 SHIFT_WEIGHT = 10.0
 """Of the common shift of energies in the loss on the static data set."""
+BACK_SHARE = 4
+"""Iterations for L_obs over those for L_σ, whose step only corrects the other."""
 NUM_ATTEMPTS = 4
 """Of a step that keeps the bound; each is corrected by what the one before exceeded it by."""
 
@@ -161,12 +163,12 @@ def natural_gradient(
             return jnp.maximum(static_loss(moved, seen.frames, energy, force) - bound, 0)
 
         damping = settings.damping * _curvature(product, toward)
-        solve = partial(_solve, product, damping, settings.num_iterations)
-        natural = solve(toward)
+        solve = partial(_solve, product, damping)
+        natural = solve(settings.num_iterations, toward)
         free = _Tried(natural, *length_of(natural))
 
         def bounded() -> _Tried:
-            back = solve(loss_gradient)
+            back = solve(-(-settings.num_iterations // BACK_SHARE), loss_gradient)
 
             def attempt(_, carried: tuple[Float[Array, ""], _Tried]) -> tuple[Float[Array, ""], _Tried]:
                 excess, _ = carried
