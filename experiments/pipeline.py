@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from experiments import disk, failures, locks, potentials, processes, report, run_directory, systems
+from experiments import disk, failures, locks, processes, report, run_directory, systems
 from experiments.failures import FailureFile, TrainingFailures
 from experiments.run_directory import RunDirectory
 from experiments.stages import evaluate, pretrain, reference, stabilize
@@ -137,12 +137,13 @@ def _all_stages(
     directory: RunDirectory, plan: Plan, system: System, stages: Stages
 ) -> tuple[Evaluation, Evaluation, list[dict]]:
     """Neighbor lists that are lengthened in one stage stay so in the next, and when it is resumed."""
-    potentials.save(directory.path, system)
     params = _pretrain(directory, plan.pretraining, system, stages.pretraining)
+    directory.save_potential("before", system, params)
     before, evaluator = _evaluate(directory, "before", plan, stages.evaluator, params)
     if warning := _warning(evaluator.system, before):
         directory.progress.say(warning)
     refined, course, longer = _stabilize(directory, plan, evaluator.system, params, stages)
+    directory.save_potential("after", longer, refined)
     evaluator = evaluate.following(evaluate.with_system(evaluator, longer), before, plan.horizon_ratio)
     after, _ = _evaluate(directory, "after", plan, evaluator, refined)
     return before, after, course

@@ -1,69 +1,42 @@
-"""The potential of a run, to be read back without its data set: `potential.json` beside the parameters."""
+"""The potentials of a run as files of their own, before and after StABlE training, which `stablejax.load` reads."""
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
-import jax
-import numpy as np
-
-import stablejax
-from experiments import checkpoints, disk, processes
+from experiments import disk, processes, provenance
+from experiments.data.sources import without_folders
 from experiments.systems.base import System
-from stablejax import OPEN, Potential, bind, periodic
+from stablejax.interfaces import files
 from stablejax.types import Params
 
-FILE = "potential.json"
+NAMES = {"before": "potential_before", "after": "potential"}
+"""Of the files, without their suffix, by phase."""
 
 
-def save(run_dir: Path, system: System) -> None:
-    """Write the description of a run's potential. Its energies are relative to `offset_eV`.
-
-    Args:
-      run_dir: of the run.
-      system: provides model, elements, cell and offset.
-    """
-    model, dataset = system.model, system.data.dataset
-    sizes = {field.name: getattr(model, field.name) for field in dataclasses.fields(model) if field.init}
-    about = {
-        "model": type(model).__name__,
-        "sizes": {name: value for name, value in sizes.items() if name not in ("parent", "name")},
-        "species": dataset.species.tolist(),
-        "elements": np.unique(dataset.species).tolist(),
-        "cutoff_A": system.problem.potential.cutoff,
-        "cell_A": None if dataset.cell is None else dataset.cell.tolist(),
-        "offset_eV": system.data.offset,
-    }
-    if processes.is_first():
-        disk.write_json(run_dir / FILE, about)
-
-
-def load(run_dir: Path, *, parameters: str = "refined.npz") -> tuple[Potential, Params]:
-    """The potential of a run and its parameters: the total energy, eV, is `potential.energy` plus `potential.offset`.
+def save(run_dir: Path, phase: str, system: System, params: Params, made_from: dict) -> None:
+    """Write the potential of a phase; one that is there is replaced.
 
     Args:
       run_dir: of the run.
-      parameters: file of the run; `pretrained.npz` for those before StABlE training.
+      phase: before or after StABlE training.
+      system: that the parameters are for.
+      params: θ.
+      made_from: see `run_directory.made_from`.
 
     Raises:
-      ValueError: the model is not one of the library; the parameters are those of another model.
+      ValueError: it cannot be written.
     """
-    about = disk.read_json(
-        run_dir / FILE, use="it describes the potential: give the command of the run again, which writes it"
-    )
-    model = getattr(stablejax, about["model"], None)
-    if model is None:
-        raise ValueError(
-            f"{run_dir / FILE}: expected a model of the library, got {about['model']!r}: bind yours to the species and "
-            "read the parameters with `checkpoints.load`."
-        )
-    sizes = {name: tuple(value) if isinstance(value, list) else value for name, value in about["sizes"].items()}
-    potential = bind(
-        model(**sizes),
-        np.array(about["species"]),
-        space=OPEN if about["cell_A"] is None else periodic(np.array(about["cell_A"])),
-        offset=about["offset_eV"],
-    )
-    like = jax.eval_shape(potential.init, jax.random.key(0))
-    return potential, checkpoints.load(run_dir / parameters, like)
+    if not processes.is_first():
+        return
+    config = made_from["config"]
+    about = {
+        "made_by": "stablejax",
+        "stage": {"before": "pretraining", "after": "StABlE training"}[phase],
+        "run": {name: config[name] for name in ("name", "seed")},
+        "temperature_K": config["md"]["temperature_K"],
+        "data": {"files": without_folders(config["data"]["path"]), "sha256": made_from["data"]},
+    }
+    path = run_dir / NAMES[phase]
+    with disk.writing(path):
+        files.save(path, system.problem.potential, params, provenance=about | provenance.about())

@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from experiments import checkpoints, disk, interruption, processes, provenance
+from experiments import checkpoints, disk, interruption, potentials, processes, provenance
 from experiments.configs import check, common
 from experiments.data import sources
 from experiments.progress import Progress
+from experiments.systems.base import System
+from stablejax.types import Params
 
 NUM_KEPT = 2
 """States of a stage: the newest, and one to go back to."""
@@ -182,6 +184,10 @@ class RunDirectory:
             with disk.writing(self.path / STATES):
                 (self.path / STATES).mkdir(parents=True, exist_ok=True)
             disk.write_json(self.path / "config.json", {"config": self._made_from["config"]} | provenance.about())
+
+    def save_potential(self, phase: str, system: System, params: Params) -> None:
+        """See `potentials.save`."""
+        potentials.save(self.path, phase, system, params, self._made_from)
 
     def save_result(self, name: str, tree: Any, **about: Any) -> None:
         """Keep what a stage has found.

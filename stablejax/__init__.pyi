@@ -4,6 +4,7 @@ from . import dynamics as dynamics
 from . import energy_functions as energy_functions
 from . import forms as forms
 from . import integrators as integrators
+from . import interfaces as interfaces
 from . import learn as learn
 from . import losses as losses
 from . import metrics as metrics
@@ -37,6 +38,8 @@ from .energy_functions import from_atom_energies as from_atom_energies
 from .energy_functions import from_energy as from_energy
 from .integrators import langevin as langevin
 from .integrators import nose_hoover as nose_hoover
+from .interfaces.files import load as load
+from .interfaces.files import save as save
 from .learn import Learning as Learning
 from .learn import Optimization as Optimization
 from .losses import Labeled as Labeled

@@ -41,6 +41,7 @@ def of_prepared(potential: Potential) -> Potential:
         potential,
         init=lambda key: potential.prepare(potential.init(key)),
         prepare=lambda prepared: prepared,
+        bound=None,
         tabulated=None,
     )
 
@@ -70,6 +71,7 @@ def ensemble(potential: Potential) -> Potential:
         init=lambda key: jax.tree.map(lambda leaf: leaf[None], potential.init(key)),
         prepare=prepare,
         evaluate=evaluate,
+        bound=None,
         tabulated=None if potential.tabulated is None else from_tables,
     )
 
@@ -109,6 +111,7 @@ def trainable(potential: Potential, params: Params, is_trainable: Callable[[str]
         potential,
         init=lambda _: subset,
         prepare=lambda chosen: potential.prepare(merged(chosen)),
+        bound=None,
         tabulated=None if potential.tabulated is None else from_tables,
     )
     return part, subset

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,18 @@ from flax import linen as nn
 from jax import lax
 
 from stablejax.models import protocol, tabulated
-from stablejax.models.protocol import RadialFilters
+from stablejax.models.protocol import Model, RadialFilters
 from stablejax.neighbors import NeighborList, NeighborLists, neighbor_lists
 from stablejax.space import OPEN, Pairs, Space, all_pairs
-from stablejax.types import Array, EnergyFn, Float, Key, Params, Position, Shaped
+from stablejax.types import Array, EnergyFn, Float, Int, Key, Params, Position, Shaped
+
+
+class Bound(NamedTuple):
+    """A model and what it was bound to: from these, other systems of the same elements get the same potential."""
+
+    model: Model
+    species: Int[Array, " atom"]  # atomic numbers
+    scale: Float[np.ndarray, "..."]  # eV per unit of the model's output, for all atoms or for each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +48,7 @@ class Potential:
     space: Space = OPEN
     cutoff: float | None = None  # Å; None: not known
     offset: float = 0.0  # eV, in double precision: what labels are relative to; `energy` does not include it
+    bound: Bound | None = None  # None: not of a model, or of other parameters than a model's
     lists: NeighborLists | None = None  # of the pairs that are evaluated; None: all
     skin: float | None = None  # of the lists, Å
     tabulated: Callable[[int], tuple[Callable, Callable]] | None = None  # intervals -> (prepare, evaluate)
@@ -205,6 +214,7 @@ def bind(
         space=space,
         cutoff=known.cutoff,
         offset=float(offset),
+        bound=Bound(known, of_atom, factor),
         tabulated=from_tables if isinstance(known, RadialFilters) else None,
     )
 

@@ -6,21 +6,20 @@ import json
 import shutil
 import signal
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny as tiny_config
 
-from experiments import checkpoints, dry_run, interruption, pipeline, potentials
+import stablejax
+from experiments import checkpoints, dry_run, interruption, pipeline, report
 from experiments.configs import aspirin as aspirin_config
 from experiments.configs import aspirin_paper, recipe
 from experiments.data import loaders
+from experiments.report.record import EARLY
 from experiments.stages import pretrain
-from stablejax import GemNetT, NequIP, SchNet, bind, periodic
+from stablejax.interfaces import files
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -77,8 +76,8 @@ def test_record_on_disk_is_what_was_returned_with_rows_of_every_stage(finished):
     for row in record["rows"]:
         phases.setdefault(row["metric"], []).append(row.get("phase", row.get("stage")))
     stages = ["pretraining", "evaluation before", "StABlE training", "evaluation after"]
-    once, twice = [None], ["before", "after"]
-    expected = {"h_r_mae": twice, "force_mae_eV_per_A": twice, "logrank_p": once, "stage_wall_s": stages}
+    once, twice, thrice = [None], ["before", "after"], ["before", "after", EARLY]
+    expected = {"h_r_mae": thrice, "force_mae_eV_per_A": twice, "logrank_p": once, "stage_wall_s": stages}
     assert {metric: phases[metric] for metric in expected} == expected
     assert record["config"]["data"]["path"] == "aspirin_gfn2.npz"
     energy = np.load(aspirin_config.DATA)["E"]
@@ -89,45 +88,23 @@ def test_record_on_disk_is_what_was_returned_with_rows_of_every_stage(finished):
 def test_total_energies_follow_from_what_a_run_leaves_behind(finished):
     """Model, parameters and offset give the errors of the record, without reading how the run made them."""
     run_dir, record = finished
-    potential, params = potentials.load(run_dir)
     config = tiny(run_dir)
     units = dict(energy_unit="eV", length_unit="angstrom")
     dataset = loaders.load(config.data.path, **units)
     test = loaders.split(dataset, num_train=4, num_validation=4, num_test=8, seed=0).test
-    energy = jax.vmap(potential.energy, (None, 0))(params, dataset.position[test])
-    total = np.asarray(energy, float) + potential.offset
-    (error,) = [
-        row["value"]
-        for row in record["rows"]
-        if (row["metric"], row.get("phase")) == ("energy_mae_meV_per_atom", "after")
-    ]
-    assert np.abs(total).min() > 1000 and np.abs(energy).max() < 10
-    assert 1000 * np.abs(total - dataset.energy[test]).mean() / 21 == pytest.approx(error, rel=1e-4)
-
-
-@pytest.mark.parametrize(
-    "model",
-    [
-        SchNet(num_blocks=1),
-        NequIP((1, 8), num_features=4, num_layers=1, radial_widths=(8,), num_neighbors=1 / 3),
-        GemNetT(num_blocks=1, atom_size=8, edge_size=8, triplet_size=4, scales=(1 / 3, 2.0, 1.0, 1.0, 1.0)),
-    ],
-)
-def test_a_model_is_read_back_as_it_was(model, tmp_path):
-    cell = 10.3 * np.eye(3)
-    dataset = SimpleNamespace(species=np.array([8, 1, 1]), cell=cell)
-    potential = bind(model, dataset.species, space=periodic(cell))
-    system: Any = SimpleNamespace(
-        model=model, data=SimpleNamespace(dataset=dataset, offset=-2075.1), problem=SimpleNamespace(potential=potential)
-    )
-    potentials.save(tmp_path, system)
-    position = jnp.array([[0.0, 0, 0], [9.5, 0, 0], [0, 1.0, 0]])
-    params = jax.jit(potential.init)(jax.random.key(0))
-    checkpoints.save(tmp_path / "pretrained.npz", params)
-    found, its_params = potentials.load(tmp_path, parameters="pretrained.npz")
-    assert found.offset == -2075.1
-    assert found.energy(its_params, position) == potential.energy(params, position) != 0
-    assert found.energy(its_params, position) != bind(model, dataset.species).energy(params, position)
+    for phase, name, stage in (
+        ("before", "potential_before", "pretraining"),
+        ("after", "potential", "StABlE training"),
+    ):
+        potential, params = stablejax.load(run_dir / name)
+        energy = jax.vmap(potential.energy, (None, 0))(params, dataset.position[test])
+        total = np.asarray(energy, float) + potential.offset
+        assert np.abs(total).min() > 1000 and np.abs(energy).max() < 10
+        error = report.finder(record)("energy_mae_meV_per_atom", phase)["value"]
+        assert 1000 * np.abs(total - dataset.energy[test]).mean() / 21 == pytest.approx(error, rel=1e-4)
+        about = files.describe(run_dir / name)["provenance"]
+        assert (about["stage"], about["data"]["files"]) == (stage, "aspirin_gfn2.npz")
+        assert about["versions"]["jax"] == jax.__version__
 
 
 def test_a_finished_run_is_not_run_again_and_gives_the_same_record(finished):

@@ -17,7 +17,7 @@ REFUSED = "exit 2 and one sentence"
 NEWEST_GOOD = "the newest good state is used and the damaged file named; same results to the last bit"
 SAME = "same results to the last bit"
 SAME_OR_REFUSED = f"{SAME}, or {REFUSED}"
-JSON = ("config.json", "potential.json", "invocations.json")
+JSON = ("config.json", "invocations.json")
 DAMAGES = {"truncated": cases.cut, "emptied": cases.empty, "one bit flipped": cases.flip}
 
 
