@@ -52,6 +52,7 @@ def dataset_of(where: str, arrays: Mapping[str, np.ndarray], keys: Keys) -> Data
         motion=motion or None,
         motion_spacing_fs=entries.number(where, "motion_spacing_fs", arrays.get("motion_spacing_fs")),
         mass=_masses(where, arrays, keys, found["species"], species),
+        temperature_K=entries.number(where, "temperature_K", arrays.get("temperature_K")),
         state=_state(where, arrays, len(energy)),
     )
 

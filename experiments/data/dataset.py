@@ -29,6 +29,7 @@ class Dataset(NamedTuple):
     motion: dict[str, np.ndarray] | None = None  # [window, lag] curves of the reference's dynamics; see `evaluation`
     motion_spacing_fs: float | None = None
     mass: np.ndarray | None = None  # [atom] float32; None: those of the elements
+    temperature_K: float | None = None  # that the simulation was at, where the file states it
     state: dict[str, Any] | None = None  # total charge and multiplicity, where the file states them; only compared
 
     @property

@@ -43,6 +43,7 @@ def join(parts: Sequence[tuple[str, Dataset]]) -> Dataset:
         velocity=None if one.velocity is None else np.concatenate([part.velocity for part in every]),  # type: ignore[misc]
         trajectory=_trajectories(every),
         motion=one.motion and {name: np.concatenate([part.motion[name] for part in every]) for name in one.motion},  # type: ignore[index]
+        temperature_K=one.temperature_K if len({part.temperature_K for part in every}) == 1 else None,
         mass=next((part.mass for part in every if part.mass is not None), None),
     )
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import traceback
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,7 @@ __all__ = [
     "Split",
     "check_bonds_kept",
     "load",
+    "peek",
     "reference_frames",
     "split",
 ]
@@ -55,7 +58,8 @@ def load(
     """Read an MD17, rMD17 or MD22 style `.npz`, the same or SPICE's form of HDF5, extended XYZ, or a file of ASE.
 
     An `.npz` holds atomic numbers, positions, energies and forces under the names of those data sets, and may hold
-    `masses` (amu), velocities `V` (Å/fs), the number of the `trajectory` of each frame and `frame_spacing_fs`. Forces
+    `masses` (amu), velocities `V` (Å/fs), the number of the `trajectory` of each frame, `frame_spacing_fs` and
+    `temperature_K`. Forces
     are in the energy unit per length unit. A periodic system has `cell`, lattice vectors in rows in the length unit,
     and states in `wrapped` (true or false) whether its positions were moved into it; an extended XYZ file does so with
     `Lattice=`, `pbc=` and `wrapped=` in its comment lines, and may have columns `masses`, `momenta` (in ASE's unit) or
@@ -73,27 +77,60 @@ def load(
       ValueError: the content of a file cannot be used as declared; the message says why and what to do.
     """
     _check_units(str(path), energy_unit, length_unit)
+    factors = ENERGY_UNITS[energy_unit], LENGTH_UNITS[length_unit]
+    with _one_sentence():
+        parts = _parts(path, keys or Keys(), max_bytes, factors, is_unit_known=True)
+        dataset, where = join(parts), str(path)
+        checks.check_outliers(lambda frame: frame_of(parts, frame), dataset)
+        checks.check_force_size(where, dataset, energy_unit, length_unit)
+        checks.check_sign(where, dataset)
+    return dataset
+
+
+def peek(path: str | Path, *, length_unit: str, keys: Keys | None = None, max_bytes: float = MAX_BYTES) -> Dataset:
+    """The data set with energies and forces in the unit of its files, which is not known yet.
+
+    Args:
+      path: see `load`.
+      length_unit: one of `LENGTH_UNITS`.
+      keys: see `load`.
+      max_bytes: see `load`.
+
+    Raises:
+      ValueError: as `load`, but for what the unit is needed to check.
+    """
+    _check_units(str(path), "eV", length_unit)
+    with _one_sentence():
+        return join(_parts(path, keys or Keys(), max_bytes, (1.0, LENGTH_UNITS[length_unit]), is_unit_known=False))
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """What is wrong is said in one line: names and values from a file may be of any length and hold line breaks."""
     try:
-        return _load(path, energy_unit, length_unit, keys or Keys(), Budget(max_bytes))
-    except ValueError as error:  # Names and values from a file may be of any length and hold line breaks.
+        yield
+    except ValueError as error:
         text = " ".join(str(error).split())
         if text == str(error) and len(text) <= LONGEST_MESSAGE:
             raise
         raise ValueError(text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]} …") from error
 
 
-def _load(path: str | Path, energy_unit: str, length_unit: str, keys: Keys, budget: Budget) -> Dataset:
-    factors = ENERGY_UNITS[energy_unit], LENGTH_UNITS[length_unit]
-    parts = [(str(file), _read(file, keys, budget, *factors)) for file in sources.find(path)]
-    dataset, where = join(parts), str(path)
-    checks.check_outliers(lambda frame: frame_of(parts, frame), dataset)
-    checks.check_force_size(where, dataset, energy_unit, length_unit)
-    checks.check_sign(where, dataset)
-    return dataset
+def _parts(
+    path: str | Path, keys: Keys, max_bytes: float, factors: tuple[float, float], *, is_unit_known: bool
+) -> list[tuple[str, Dataset]]:
+    """Name and frames of each file; energies and forces by the first factor, lengths by the second."""
+    budget, parts = Budget(max_bytes), []
+    for source in sources.find(path):
+        raw = _read(source, keys, budget)
+        if is_unit_known:
+            checks.note_coarse_steps(str(source), raw, *factors)
+        parts.append((str(source), _converted(str(source), raw, *factors)))
+    return parts
 
 
-def _read(source: Source, keys: Keys, budget: Budget, energy_factor: float, length_factor: float) -> Dataset:
-    """The frames of one file, in internal units and near the origin."""
+def _read(source: Source, keys: Keys, budget: Budget) -> Dataset:
+    """The frames of one file, in its units."""
     where, kind = str(source), _kind(source.path)
     try:
         source.check_regular()
@@ -103,7 +140,11 @@ def _read(source: Source, keys: Keys, budget: Budget, energy_factor: float, leng
             raise
         raise ValueError(_sentence(where, error)) from error
     checks.check_shapes(where, raw)
-    checks.note_coarse_steps(where, raw, energy_factor, length_factor)
+    return raw
+
+
+def _converted(where: str, raw: Dataset, energy_factor: float, length_factor: float) -> Dataset:
+    """Frames in internal units and near the origin."""
     dataset = raw._replace(
         position=raw.position.astype(np.float64) * length_factor,
         energy=raw.energy.astype(np.float64) * energy_factor,
