@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import math
 import os
 import re
 import shutil
@@ -19,7 +20,7 @@ import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments import false_alarms, interruption, processes, provenance, usage
+from experiments import door, false_alarms, interruption, processes, provenance, usage
 from experiments.configs import check, files
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -32,18 +33,19 @@ RENAMED = {
 HELP = ("--help", "-help", "-h", "--helpshort", "--helpfull")
 
 
-def start(name: str, *, systems: Sequence[str] = ()) -> None:
+def start(name: str, *, systems: Sequence[str] = (), takes_data: bool = False) -> None:
     """The command line of an experiment: `--config=FILE`, `experiments/configs/NAME.py` unless given, and its fields.
 
     Args:
       name: of the config file; `{system}` in it is replaced by the value of `--system`, then required.
       systems: to choose from.
+      takes_data: whether a file of data is an argument, from which the config follows unless one is given; see `door`.
     """
     try:
         wants_help, argv = any(one in HELP for one in sys.argv), [one for one in sys.argv if one not in HELP]
         if systems and wants_help and _taken(argv, "--system")[0] is None:
             argv = [*argv, f"--system={systems[0]}"]
-        config, argv, file, system = define(name, argv, systems=systems)
+        config, argv, file, system, opened = define(name, argv, systems=systems, takes_data=takes_data)
         flags.DEFINE_bool("dry_run", False, "say what would be done, and end")
     except (ValueError, OSError, flags.Error) as error:
         fail(error)
@@ -52,7 +54,7 @@ def start(name: str, *, systems: Sequence[str] = ()) -> None:
         about, width = sys.modules["__main__"].__doc__ or "", shutil.get_terminal_size().columns
         print(usage.text(config, about=about, file=file, systems=systems, system=system, width=width), end="")
         return
-    app.run(lambda _: main(config, is_dry=flags.FLAGS.dry_run), argv=argv, flags_parser=parse)
+    app.run(lambda _: main(config, is_dry=flags.FLAGS.dry_run, opened=opened), argv=argv, flags_parser=parse)
 
 
 class Defined(NamedTuple):
@@ -62,10 +64,16 @@ class Defined(NamedTuple):
     argv: list[str]  # what is left for `parse`, which sets its fields
     file: str
     system: str | None  # where there are several to choose from
+    opened: door.Opened | None  # what the config follows from; None: it is that of the file
 
 
 def define(
-    name: str, argv: list[str], *, systems: Sequence[str] = (), values: flags.FlagValues = flags.FLAGS
+    name: str,
+    argv: list[str],
+    *,
+    systems: Sequence[str] = (),
+    takes_data: bool = False,
+    values: flags.FlagValues = flags.FLAGS,
 ) -> Defined:
     """The config of a command line, whose fields `parse` sets.
 
@@ -73,6 +81,7 @@ def define(
       name: as for `start`.
       argv: the program and its arguments.
       systems: to choose from.
+      takes_data: see `start`.
       values: flags, to which the config is added.
 
     Raises:
@@ -85,12 +94,19 @@ def define(
     if systems:
         system, argv = chosen("--system", systems, argv)
         name = name.format(system=system)
+    opened = None
+    if takes_data:
+        minutes, argv = _taken(with_data(argv), "--minutes")
+        if path is None:
+            path, opened = door.open_data(given_fields(argv), minutes=_number("--minutes", minutes))
+        elif minutes is not None:
+            raise ValueError("--minutes chooses sizes, which are those of --config: leave one of them.")
     path = path or str(CONFIGS / f"{name}.py")
     model, _ = _taken(argv, "--config.model.name")
-    config = load_config(path, model=model)
+    config = with_model(opened.config, model) if opened else load_config(path, model=model)
     check_names(config, argv)
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
-    return Defined(config, argv, path, system)
+    return Defined(config, argv, path, system, opened)
 
 
 def fail(error: Exception) -> NoReturn:
@@ -133,6 +149,35 @@ def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     except (flags.Error, ValueError, TypeError) as error:
         fail(ValueError(" ".join(str(error).split())))
     return others
+
+
+def with_data(argv: list[str]) -> list[str]:
+    """The arguments with that of a file, which is no option, as `--config.data.path`.
+
+    Args:
+      argv: the program and its arguments.
+
+    Raises:
+      ValueError: there are several.
+    """
+    files_given = [one for one in argv[1:] if not one.startswith("-")]
+    if len(files_given) > 1:
+        raise ValueError(f"expected one file, or several as A,B, got {' '.join(files_given)}.")
+    return [*(one for one in argv if one not in files_given), *(f"--config.data.path={one}" for one in files_given)]
+
+
+def given_fields(argv: list[str]) -> dict[str, str]:
+    """Fields of the config that the arguments set, by their names, as they are written.
+
+    Args:
+      argv: the program and its arguments.
+    """
+    found = {}
+    for argument in argv[1:]:
+        flag, equals, value = argument.partition("=")
+        if equals and (field := re.sub(r"^--?config\.", "", flag)) != flag:
+            found[field] = value
+    return found
 
 
 def split_arguments(argv: list[str]) -> tuple[str | None, list[str]]:
@@ -217,17 +262,32 @@ def load_config(path: str, *, model: str | None = None) -> ConfigDict:
                 section[new.rpartition(".")[2]] = section[former]
                 del section[former]
                 _note_renamed(old)
-        if model is not None and model != config.model.name:
+    return with_model(config, model)
+
+
+def with_model(config: ConfigDict, model: str | None) -> ConfigDict:
+    """The config with the model of that name in the place of its own, with all its sizes.
+
+    Args:
+      config: is changed.
+      model: None: its own.
+
+    Raises:
+      ValueError: there is none of that name.
+    """
+    if model is not None and model != config.model.name:
+        with config.unlocked():
             config.model = _model_config(model)
     return config.lock()
 
 
-def main(config: ConfigDict, *, is_dry: bool = False) -> None:
+def main(config: ConfigDict, *, is_dry: bool = False, opened: door.Opened | None = None) -> None:
     """Run an experiment from the command line.
 
     Args:
       config: of the experiment.
       is_dry: whether to say what would be done instead.
+      opened: what the config follows from; sizes are chosen for its time.
     """
     with reported():
         check_given(config)
@@ -235,8 +295,11 @@ def main(config: ConfigDict, *, is_dry: bool = False) -> None:
         configure(host_devices=config.host_devices)
         processes.join(config.cluster)
         # Imported here: importing jax-md starts the backend, which fixes the number of devices.
-        from experiments import dry_run, pipeline
+        from experiments import dry_run, pipeline, sizing
 
+        if opened is not None:
+            sizing.complete(config, opened, is_dry=is_dry)
+            check.check(config)
         (dry_run if is_dry else pipeline).run(config)
 
 
@@ -321,6 +384,16 @@ def _model_config(name: str) -> ConfigDict:
     if name not in known:
         raise ValueError(f"config.model.name has to be one of {', '.join(known)}, got {name!r}.")
     return files.read(CONFIGS / "models" / f"{name}.py")
+
+
+def _number(flag: str, value: str | None) -> float | None:
+    try:
+        number = None if value is None else float(value)
+    except ValueError:
+        number = math.nan
+    if number is None or 0 < number < math.inf:
+        return number
+    raise ValueError(f"{flag} has to be a number above 0, got {value!r}.")
 
 
 def _taken(argv: list[str], flag: str) -> tuple[str | None, list[str]]:

@@ -92,7 +92,7 @@ def unit_of(path: str, dataset: Dataset, temperature_K: float | None) -> Found:
     """
     by_forces = temperature_by_forces(dataset)
     found = [_by_total(dataset), None if temperature_K is None else _by_temperature(by_forces, temperature_K)]
-    named = {one.value for one in found if one is not None}
+    named = {str(one.value) for one in found if one is not None}
     if len(named) == 1:
         return next(one for one in found if one is not None)
     if not named and path.removesuffix(".gz").endswith(BY_ASE) and not by_forces > 5000:

@@ -35,9 +35,7 @@ def split(dataset: Dataset, *, num_train: int, num_validation: int, num_test: in
     """
     rng = np.random.default_rng(seed)
     frames = np.arange(len(dataset.position))
-    if dataset.trajectory is not None and len(runs := np.unique(dataset.trajectory)) > 1:
-        held_out = runs[-max(1, len(runs) // 4) :]
-        is_held_out = np.isin(dataset.trajectory, held_out)
+    if (is_held_out := of_held_out_trajectories(dataset)) is not None:
         learnable, testable = rng.permutation(frames[~is_held_out]), rng.permutation(frames[is_held_out])
     else:
         permuted = rng.permutation(frames)
@@ -52,6 +50,17 @@ def split(dataset: Dataset, *, num_train: int, num_validation: int, num_test: in
     chosen = Split(learnable[:num_train], learnable[num_train:wanted], testable[:num_test])
     _check_test_is_new(dataset, chosen.test, learnable)
     return chosen
+
+
+def of_held_out_trajectories(dataset: Dataset) -> np.ndarray | None:
+    """Whether each frame is of a trajectory that is held out, which is a quarter of them; None without trajectories.
+
+    Args:
+      dataset: all frames.
+    """
+    if dataset.trajectory is None or len(runs := np.unique(dataset.trajectory)) < 2:
+        return None
+    return np.isin(dataset.trajectory, runs[-max(1, len(runs) // 4) :])
 
 
 def reference_frames(dataset: Dataset, split: Split, *, num: int, seed: int) -> np.ndarray:
