@@ -52,10 +52,9 @@ class PotentialCalculator(Calculator):
           ValueError: the potential was made from an energy function; its scale differs among atoms.
         """
         super().__init__()
-        self.bound = _of_any_atoms(potential)
-        self.cutoff, self.given_offset = float(potential.cutoff or 0.0), offset
-        self.potential_offset, self.params = potential.offset, jax.tree.map(jnp.asarray, params)
-        self.capacity = 0
+        self.bound, self.cutoff = _of_any_atoms(potential), float(potential.cutoff or 0.0)
+        self.potential, self.offset, self.params = potential, offset, jax.tree.map(jnp.asarray, params)
+        self.capacity = 0  # for pairs
         self._evaluate = jax.jit(jax.value_and_grad(self._energy, argnums=(0, 1), has_aux=True))
 
     def calculate(
@@ -83,7 +82,7 @@ class PotentialCalculator(Calculator):
             *(jnp.asarray(array, vector.dtype) for array in zeros), self.params, species, pairs, vector
         )
         energies = np.asarray(energies, float)
-        offset = self._offset(atoms.numbers)
+        offset = _offset(self.potential, atoms.numbers) if self.offset is None else self.offset
         self.results = {
             "energy": energies.sum() + offset,
             "free_energy": energies.sum() + offset,
@@ -129,20 +128,19 @@ class PotentialCalculator(Calculator):
         padded = (np.pad(index, missing, constant_values=len(atoms)).astype(np.int32) for index in (first, second))
         return Pairs(*padded), jnp.asarray(np.pad(vector, (missing, (0, 0))), jnp.result_type(float))
 
-    def _offset(self, numbers: Shaped[np.ndarray, " atom"]) -> float:
-        """Of the composition, eV."""
-        if self.given_offset is not None:
-            return self.given_offset
-        if not self.potential_offset:
-            return 0.0
-        own, given = (np.bincount(species, minlength=119) for species in (self.bound.species, numbers))
-        copies = len(numbers) / len(self.bound.species)
-        if not np.array_equal(copies * own, given):
-            raise ValueError(
-                "`PotentialCalculator`: expected atoms of the potential's own composition or a multiple of it, whose "
-                "energy offset is known, got another: pass `offset`, eV, such as 0 for energies relative to any."
-            )
-        return float(copies * self.potential_offset)
+
+def _offset(potential: Potential, species: Shaped[np.ndarray, " atom"]) -> float:
+    """Of a composition, eV."""
+    if not potential.offset or potential.bound is None:
+        return 0.0
+    own, given = (np.bincount(numbers, minlength=119) for numbers in (potential.bound.species, species))
+    copies = len(species) / len(potential.bound.species)
+    if not np.array_equal(copies * own, given):
+        raise ValueError(
+            "`PotentialCalculator`: expected atoms of the potential's own composition or a multiple of it, whose "
+            "energy offset is known, got another: pass `offset`, eV, such as 0.0 for energies relative to any."
+        )
+    return float(copies * potential.offset)
 
 
 def _of_any_atoms(potential: Potential) -> Bound:

@@ -102,7 +102,7 @@ def load(path: str | Path) -> tuple[Potential, Params]:
         ARCHITECTURES[about["architecture"]](**sizes),
         about["species"],
         space=OPEN if about["cell_A"] is None else periodic(np.array(about["cell_A"])),
-        scale=np.array(about["scale"]),
+        scale=_scale(about["scale"]),
         offset=about["offset_eV"],
     )
     shapes = _shapes(potential)
@@ -147,6 +147,10 @@ def _sizes(model: Any) -> dict[str, Any]:
 
 def _shapes(potential: Potential) -> Params:
     return jax.eval_shape(potential.init, jax.random.key(0))
+
+
+def _scale(value: float | list[float]) -> float | np.ndarray:
+    return np.array(value) if isinstance(value, list) else value
 
 
 def _by_name(params: Params) -> dict[str, Any]:
