@@ -7,6 +7,7 @@ What a person sets is not chosen. The choices are printed, and written as a conf
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from experiments.configs import files
 from experiments.data import conventions, loaders, splits
 from experiments.data.dataset import Dataset
 
+CONFIGS = Path(__file__).parent / "configs"
 KINDS = {False: "molecule", True: "liquid"}
 """Files of configs, by whether there is a cell."""
 NUM_TEST, NUM_VALIDATION, NUM_TRAIN = 500, 100, 1000
@@ -78,10 +80,10 @@ def from_data(path: str, given: Mapping[str, str]) -> tuple[ConfigDict, list[Cho
     """
     dataset = _read(path, given)
     kind = KINDS[dataset.cell is not None]
-    config = files.read(Path(__file__).parent / "configs" / f"{kind}.py")
+    config = files.read(CONFIGS / f"{kind}.py")
+    config.data.path = path
     choices = [
         Choice("name", _name_of(path), "after the file"),
-        Choice("data.path", path, "given"),
         *_unit_and_temperature(path, dataset, given),
         *_frames(path, dataset),
     ]
@@ -109,15 +111,20 @@ def text(config: ConfigDict, choices: list[Choice], command: str) -> str:
       choices: from the data and the time.
       command: that they were made by.
     """
-    kind = config.system
+    kind, model = config.system, config.model.name
+    is_own = model == files.read(CONFIGS / f"{kind}.py").model.name
+    paths = ",".join(os.path.abspath(path) for path in config.data.path.split(","))
     lines = [
         f'"""Chosen by {command}"""',
         "",
         f"from experiments.configs import {kind}",
+        *([] if is_own else [f"from experiments.configs.models import {model}"]),
         "",
         "",
         "def get_config():",
         f"    config = {kind}.get_config()",
+        *([] if is_own else ["    with config.unlocked():", f"        config.model = {model}.get_config()"]),
+        f"    config.data.path = {paths!r}  # given",
         *(f"    config.{one.field} = {one.value!r}  # {one.why}" for one in choices),
         "    return config",
     ]

@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import disk, door, dry_run, pipeline, processes, provenance, run_directory
+from experiments.configs import check
 from experiments.door import Choice
 from experiments.systems import base
 
@@ -18,6 +19,8 @@ SHARES = {"pretraining": 0.15, "evaluation": 0.2, "StABlE training": 0.4}
 PRETRAINING_STEPS = (500, 20_000)
 """Fewest and most."""
 LEAST_HORIZON_PS = 2.0
+NOT_WRITTEN = ("data.path", "model.name", "run_dir", "host_devices")
+"""Fields that a person may set and that stand in the file otherwise, or are of the machine."""
 
 
 def complete(config: ConfigDict, opened: door.Opened, *, is_dry: bool) -> None:
@@ -31,7 +34,9 @@ def complete(config: ConfigDict, opened: door.Opened, *, is_dry: bool) -> None:
     Raises:
       ValueError: the time is too short; the directory is of another run or cannot be written.
     """
-    choices = [*opened.choices, *for_time(config, opened.minutes, opened.given)]
+    values = dict(check.fields(config))
+    of_person = [Choice(name, values[name], "given") for name in opened.given if name not in NOT_WRITTEN]
+    choices = [*of_person, *opened.choices, *for_time(config, opened.minutes, opened.given)]
     if not processes.is_first():
         return
     for one in choices:
