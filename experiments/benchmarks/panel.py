@@ -274,8 +274,15 @@ def finish(arm: Arm, folder: Path, controls: list[str]) -> Iterator[None]:
     if member.path is not None and not member.path.exists():
         print(f"skipped {arm.folder}: its data are absent, {member.path.name}", flush=True)
         return
+    # With its config as it stands: nothing is chosen from the data.
+    config = f"--config=experiments/configs/{member.module}.py"
     commands = {
-        run_dir / "record.json": [f"experiments.{member.module}", f"--config.run_dir={run_dir}", *fields_of(arm)]
+        run_dir / "record.json": [
+            f"experiments.{member.module}",
+            config,
+            f"--config.run_dir={run_dir}",
+            *fields_of(arm),
+        ]
     }
     for name in CONTROLS if arm.name == RECIPE else ():
         if name in controls:
