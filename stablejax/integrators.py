@@ -11,13 +11,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax_md import simulate, space
 
 from stablejax.neighbors import NeighborList
 from stablejax.potential import Potential
 from stablejax.types import Array, Float, Key, Position
 
-_, _SHIFT_FREE = space.free()
 Energy = float | Float[Array, ""]
 Time = float | Float[Array, ""]
 
@@ -72,7 +70,7 @@ def langevin(
       ValueError: masses for a different number of atoms; kT, timestep or friction are not positive.
     """
     mass = _checked("langevin", potential, mass, kT=kT, timestep=timestep, friction=friction)
-    init_fn, step_fn = simulate.nvt_langevin(force_fn(potential), _SHIFT_FREE, dt=timestep, kT=kT, gamma=friction)
+    init_fn, step_fn = _engine().nvt_langevin(force_fn(potential), _shift, dt=timestep, kT=kT, gamma=friction)
 
     def init(key, position, prepared, listed):
         velocity_key, thermostat_key = jax.random.split(key)
@@ -124,9 +122,9 @@ def nose_hoover(
     if chain_length < 2:
         raise ValueError(f"`nose_hoover`: `chain_length` must be at least 2, got {chain_length}: use 3, or `langevin`.")
     constrained_dof = 3 if potential.space.is_periodic else 6
-    init_fn, step_fn = simulate.nvt_nose_hoover(
+    init_fn, step_fn = _engine().nvt_nose_hoover(
         force_fn(potential),
-        _SHIFT_FREE,
+        _shift,
         dt=timestep,
         kT=kT,
         chain_length=chain_length,
@@ -179,3 +177,15 @@ def _checked(name: str, potential: Potential, mass, **positive) -> Float[Array, 
         if not isinstance(value, jax.core.Tracer) and not value > 0:
             raise ValueError(f"`{name}`: expected a positive `{setting}`, got {value}: pass it in internal units.")
     return mass
+
+
+def _engine() -> Any:
+    """jax-md's integrators, imported where they are needed: that takes seconds and starts the backend."""
+    with jax.ensure_compile_time_eval():  # constants of the module are none of a trace that is under way
+        from jax_md import simulate
+    return simulate
+
+
+def _shift(position: Position, change: Position, **_: Any) -> Position:
+    """Positions are not wrapped."""
+    return position + change

@@ -168,6 +168,15 @@ def test_the_estimator_alone_needs_neither_models_nor_a_simulation_engine():
     assert run.stdout.split() == []
 
 
+def test_models_and_the_estimator_come_up_without_a_simulation_engine():
+    """jax-md and e3nn-jax take several times as long to import as all the rest, and jax-md starts the backend."""
+    names = "boltzmann_grad, bind, SchNet, NequIP, GemNetT, langevin, Problem, stable, load"
+    slow = {"jax_md", "e3nn_jax", "scipy.stats", "scipy.signal", "sympy", "ase"}
+    code = f"import sys; from stablejax import {names}; print(*{slow} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == []
+
+
 def test_unknown_names_are_named():
     with pytest.raises(AttributeError, match="boltzman_grad"):
         stablejax.boltzman_grad  # noqa: B018

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import e3nn_jax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +14,13 @@ from stablejax.types import Array, Float, Int
 
 MAX_TILE = 64
 """Slots of a tile where the edges are not known at trace time."""
+
+
+def e3nn() -> Any:
+    """`e3nn_jax`, imported where it is needed: that takes longer than the import of everything else together."""
+    with jax.ensure_compile_time_eval():  # constants of the module are none of a trace that is under way
+        import e3nn_jax
+    return e3nn_jax
 
 
 def spherical_harmonics(
@@ -29,8 +35,8 @@ def spherical_harmonics(
     """
     length = safe_norm(vector)
     unit = vector / jnp.where(length == 0, 1.0, length)[:, None]
-    degrees = [e3nn_jax.Irrep(degree, (-1) ** degree) for degree in range(max_degree + 1)]
-    found = e3nn_jax.spherical_harmonics(degrees, unit, normalize=False, normalization=normalization)
+    degrees = [e3nn().Irrep(degree, (-1) ** degree) for degree in range(max_degree + 1)]
+    found = e3nn().spherical_harmonics(degrees, unit, normalize=False, normalization=normalization)
     return [chunk[:, 0, :] for chunk in found.chunks]
 
 

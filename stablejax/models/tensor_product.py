@@ -9,10 +9,10 @@ from __future__ import annotations
 from functools import cache
 from typing import NamedTuple
 
-import e3nn_jax
 import jax.numpy as jnp
 import numpy as np
 
+from stablejax.models.edges import e3nn
 from stablejax.types import Array, Float
 
 
@@ -42,7 +42,7 @@ class Path(NamedTuple):
 def _coupling(path: Path) -> np.ndarray:
     """[source m, harmonics m, target m]: Clebsch-Gordan coefficients, component normalization."""
     degrees = path.source.degree, path.degree, path.target.degree
-    wigner = np.asarray(e3nn_jax.clebsch_gordan(*degrees))
+    wigner = np.asarray(e3nn().clebsch_gordan(*degrees))
     if min(degrees) > 0:
         wigner = wigner.astype(np.float32).astype(np.float64)  # as weights trained with e3nn assume in every precision
     return wigner * np.sqrt(2 * path.target.degree + 1)
