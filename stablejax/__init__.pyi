@@ -1,4 +1,5 @@
 # What `stablejax` offers, each name once: `__init__.py` loads it from here when it is asked for.
+from . import agreement as agreement
 from . import boltzmann as boltzmann
 from . import dynamics as dynamics
 from . import energy_functions as energy_functions
@@ -40,6 +41,7 @@ from .integrators import langevin as langevin
 from .integrators import nose_hoover as nose_hoover
 from .interfaces.files import load as load
 from .interfaces.files import save as save
+from .interfaces.modules import from_module as from_module
 from .learn import Learning as Learning
 from .learn import Optimization as Optimization
 from .losses import Labeled as Labeled

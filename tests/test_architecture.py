@@ -49,6 +49,7 @@ ORDER = (
     "boltzmann",
     "uncertainty",
     "losses",
+    "agreement",
     "pretrain",
     "updates",
     "buffer",
@@ -63,6 +64,7 @@ ORDER = (
     "interfaces.files",
     "interfaces.ase",
     "interfaces.exported",
+    "interfaces.modules",
 )
 MODELS = {make.__module__.removeprefix("stablejax.") for make in named.MODELS.values()}
 
