@@ -71,6 +71,7 @@ def taken_apart(module: Any) -> tuple[Params, Rebuild]:
     Raises:
       ValueError: the module has no floating-point array.
     """
+    params: Params
     if isinstance(module, nnx.Module):
         graph, params, *others = nnx.split(module, nnx.Param, ...)
         rebuild: Rebuild = lambda params: nnx.merge(graph, params, *others)  # noqa: E731
