@@ -15,7 +15,7 @@ NAMES = {"before": "potential_before", "after": "potential"}
 
 
 def save(run_dir: Path, phase: str, system: System, params: Params, made_from: dict) -> None:
-    """Write the potential of a phase; one that is there is replaced.
+    """Write the potential of a phase, if it is of a model of the library; one that is there is replaced.
 
     Args:
       run_dir: of the run.
@@ -27,7 +27,8 @@ def save(run_dir: Path, phase: str, system: System, params: Params, made_from: d
     Raises:
       ValueError: it cannot be written.
     """
-    if not processes.is_first():
+    potential = system.problem.potential
+    if not (processes.is_first() and files.can_be_saved(potential)):
         return
     config = made_from["config"]
     about = {
@@ -39,4 +40,4 @@ def save(run_dir: Path, phase: str, system: System, params: Params, made_from: d
     }
     path = run_dir / NAMES[phase]
     with disk.writing(path):
-        files.save(path, system.problem.potential, params, provenance=about | provenance.about())
+        files.save(path, potential, params, provenance=about | provenance.about())

@@ -74,7 +74,8 @@ def test_simulations_have_the_temperature_and_the_spread_of_equipartition(finish
     config, _, _, rows = finished
     assert rows["internal_temperature_K", "before"] == pytest.approx(harmonic.TEMPERATURE_K, rel=0.02)
     with np.load(Path(config.run_dir) / "evaluation_before.npz") as file:
-        h_r, lengths, first_passage = file["structure/h_r"], file["structure/bond_length"], file["first_passage_ps"]
+        h_r, lengths = (file[f"averages/structure/{name}"] for name in ("h_r", "bond_length"))
+        first_passage = file["first_passage_ps"]
     center = (np.arange(100) + 0.5) * 0.1
     variance = np.average((center - np.average(center, weights=h_r)) ** 2, weights=h_r) - 0.1**2
     assert variance == pytest.approx(KT / STIFFNESS, rel=0.25)

@@ -55,7 +55,7 @@ def liquid():
 class TestFiles:
     """`save` and `load`."""
 
-    @pytest.mark.parametrize("name", MODELS)
+    @pytest.mark.parametrize("name", QUICK)
     def test_what_is_read_is_what_was_written_to_the_bit(self, name, tmp_path):
         potential, params = water(MODELS[name], space=periodic(10 * CELL), scale=np.array([0.7, 1.0, 1.3]))
         path = stablejax.save(tmp_path / "mine", potential, params, provenance={"run": "a"})

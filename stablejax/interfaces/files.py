@@ -86,6 +86,12 @@ def save(
     return target
 
 
+def can_be_saved(potential: Potential) -> bool:
+    """Whether `save` takes the potential: it was made by `bind` from a model of the library."""
+    bound = potential.bound
+    return bound is not None and ARCHITECTURES.get(type(bound.model).__name__) is type(bound.model)
+
+
 def load(path: str | Path) -> tuple[Potential, Params]:
     """The potential in a file and its parameters: the total energy, eV, is `potential.energy` plus `potential.offset`.
 
@@ -129,7 +135,7 @@ def _with_suffix(path: str | Path) -> Path:
 
 def _bound(potential: Potential) -> Bound:
     bound = potential.bound
-    if bound is None or ARCHITECTURES.get(type(bound.model).__name__) is not type(bound.model):
+    if bound is None or not can_be_saved(potential):
         kind = "an energy function" if bound is None else type(bound.model).__name__
         raise ValueError(
             f"`save`: expected a potential made by `bind` from one of {', '.join(sorted(ARCHITECTURES))}, got one of "
