@@ -111,7 +111,9 @@ def _run_pytest(copy: Path, arguments: list[str], output: Path) -> None:
     import pytest
 
     with output.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        code = pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:xdist", *arguments])
+        # e3nn-jax imports Equinox where it is installed, and that jaxtyping, whose assertions need no rewriting.
+        ignored = "ignore:Module already imported:pytest.PytestAssertRewriteWarning"
+        code = pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", ignored, *arguments])
     sys.exit(int(code))
 
 
