@@ -46,9 +46,9 @@ def rattled():
 
 
 def liquid():
-    """Two molecules in a cell that is smaller than twice the cutoff."""
-    position = np.random.default_rng(0).uniform(0, 4.5, (6, 3))
-    cell = [[4.5, 0, 0], [0.5, 4.2, 0], [0, 0.3, 4.4]]
+    """Two molecules in a cell that is smaller than the cutoff in one direction, and than twice the cutoff in all."""
+    position = np.random.default_rng(0).uniform(0, 3.9, (6, 3))
+    cell = [[3.9, 0, 0], [0.3, 4.3, 0], [0, 0.3, 4.4]]
     return Atoms("OH2OH2", position, cell=cell, pbc=True)
 
 
@@ -143,18 +143,18 @@ class TestCalculator:
             atoms.get_stress()
 
     @pytest.mark.parametrize("name", QUICK)
-    def test_a_cell_and_eight_of_it_are_the_same_material(self, name):
-        """Several images of an atom are within the cutoff of the small cell."""
+    def test_a_cell_and_twelve_of_it_are_the_same_material(self, name):
+        """In the small cell several images of an atom are within the cutoff, also of itself."""
         potential, params = water(MODELS[name])
         small = liquid()
-        large = small.repeat((2, 2, 2))
+        large = small.repeat((3, 2, 2))
         small.calc, large.calc = (PotentialCalculator(potential, params) for _ in range(2))
-        assert large.get_potential_energy() == pytest.approx(8 * small.get_potential_energy(), abs=1e-4)
-        np.testing.assert_allclose(large.get_forces(), np.tile(small.get_forces(), (8, 1)), atol=1e-5)
-        np.testing.assert_allclose(large.get_stress(), small.get_stress(), atol=1e-6)
-        inside = bind(MODELS[name], large.numbers, space=periodic(large.cell.array), offset=16 * OFFSET)
+        assert large.get_potential_energy() == pytest.approx(12 * small.get_potential_energy(), rel=0, abs=3e-4)
+        np.testing.assert_allclose(large.get_forces(), np.tile(small.get_forces(), (12, 1)), rtol=1e-5, atol=3e-5)
+        np.testing.assert_allclose(large.get_stress(), small.get_stress(), rtol=1e-4, atol=1e-6)
+        inside = bind(MODELS[name], large.numbers, space=periodic(large.cell.array), offset=24 * OFFSET)
         energy = inside.energy(params, jnp.asarray(large.positions, jnp.float32))
-        assert large.get_potential_energy() - 16 * OFFSET == pytest.approx(float(energy), abs=1e-4)
+        assert large.get_potential_energy() - 24 * OFFSET == pytest.approx(float(energy), rel=0, abs=3e-4)
 
     def test_forces_and_stress_are_derivatives(self, x64):
         potential = bind(MODELS["schnet"], [8, 1, 1])
@@ -173,9 +173,9 @@ class TestCalculator:
         def slope(moves, strains):
             return (energy(1, moves, strains) - energy(-1, moves, strains)) / (2 * step)
 
-        assert slope(moved, 0 * strain) == pytest.approx(-np.sum(atoms.get_forces() * moved), rel=1e-6)
+        assert slope(moved, 0 * strain) == pytest.approx(-np.sum(atoms.get_forces() * moved), rel=1e-4)
         stress = atoms.get_stress(voigt=False)
-        assert slope(0 * moved, strain) == pytest.approx(atoms.get_volume() * np.sum(stress * strain), rel=1e-6)
+        assert slope(0 * moved, strain) == pytest.approx(atoms.get_volume() * np.sum(stress * strain), rel=1e-4)
 
     def test_offset_is_of_the_composition(self):
         potential, params = water()
