@@ -82,7 +82,7 @@ def for_time(config: ConfigDict, minutes: float, given: Collection[str]) -> list
     choices = [
         Choice("pretrain.num_steps", num_steps, f"a step takes {1000 * config.pretrain.batch_size * frame_s:.3g} ms"),
         Choice("evaluate.horizon_ps", horizon_ps, f"{rate:,.0f} replica-steps are simulated in a second"),
-        Choice("stable.max_minutes", SHARES["StABlE training"] * minutes, f"of {minutes:g}"),
+        Choice("stable.max_minutes", round(SHARES["StABlE training"] * minutes, 2), f"of {minutes:g}"),
     ]
     if config.cluster.num_processes > 1:  # their clocks differ
         choices.pop()
