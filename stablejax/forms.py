@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -90,28 +91,41 @@ def trainable(potential: Potential, params: Params, is_trainable: Callable[[str]
     Raises:
       ValueError: no leaf is trainable.
     """
-    paths, structure = jax.tree_util.tree_flatten_with_path(params)
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
-    leaves = [leaf if is_trainable(name) else None for name, (_, leaf) in zip(names, paths, strict=True)]
-    if all(leaf is None for leaf in leaves):
+    leaves = by_name(params)
+    chosen_names = [name for name in leaves if is_trainable(name)]
+    if not chosen_names:
         raise ValueError(
-            f"`trainable`: expected at least one trainable leaf, got none of {', '.join(names[:4])}, …: "
+            f"`trainable`: expected at least one trainable leaf, got none of {', '.join([*leaves][:4])}, …: "
             "check `is_trainable`."
         )
-    subset = jax.tree.unflatten(structure, leaves)
-
-    def merged(chosen):
-        return jax.tree.map(lambda c, p: p if c is None else c, chosen, params, is_leaf=lambda x: x is None)
+    kept = [leaf if name in chosen_names else None for name, leaf in leaves.items()]
+    subset = jax.tree.unflatten(jax.tree.structure(params), kept)
 
     def from_tables(num_intervals):
         prepare, evaluate = potential.tabulated(num_intervals)
-        return lambda chosen: prepare(merged(chosen)), evaluate
+        return lambda chosen: prepare(merged(chosen, params)), evaluate
 
     part = replace(
         potential,
         init=lambda _: subset,
-        prepare=lambda chosen: potential.prepare(merged(chosen)),
+        prepare=lambda chosen: potential.prepare(merged(chosen, params)),
         bound=None,
         tabulated=None if potential.tabulated is None else from_tables,
     )
     return part, subset
+
+
+def by_name(params: Params) -> dict[str, Any]:
+    """Leaves by their paths, such as `params/readout_out/kernel`, in the order of the tree."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
+
+
+def merged(part: Params, whole: Params) -> Params:
+    """A part of a tree, which is None elsewhere, with the leaves of the whole in the places of None.
+
+    Args:
+      part: of the structure of `whole`.
+      whole: any tree.
+    """
+    return jax.tree.map(lambda one, other: other if one is None else one, part, whole, is_leaf=lambda x: x is None)

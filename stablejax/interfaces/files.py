@@ -18,6 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
+from stablejax.forms import by_name
 from stablejax.models.gemnet import GemNetT
 from stablejax.models.nequip import NequIP
 from stablejax.models.schnet import SchNet
@@ -63,8 +64,8 @@ def save(
       OSError: the file cannot be written.
     """
     bound = _bound(potential)
-    leaves = _by_name(params)
-    _check_same(Path(path).name, _by_name(_shapes(potential)), leaves, where="`save`")
+    leaves = by_name(params)
+    _check_same(Path(path).name, by_name(_shapes(potential)), leaves, where="`save`")
     about = {
         "version": VERSION,
         "architecture": type(bound.model).__name__,
@@ -112,8 +113,8 @@ def load(path: str | Path) -> tuple[Potential, Params]:
         offset=about["offset_eV"],
     )
     shapes = _shapes(potential)
-    _check_same(Path(path).name, _by_name(shapes), leaves, where="`load`")
-    return potential, jax.tree.unflatten(jax.tree.structure(shapes), [leaves[name] for name in _by_name(shapes)])
+    _check_same(Path(path).name, by_name(shapes), leaves, where="`load`")
+    return potential, jax.tree.unflatten(jax.tree.structure(shapes), [leaves[name] for name in by_name(shapes)])
 
 
 def describe(path: str | Path) -> dict[str, Any]:
@@ -157,11 +158,6 @@ def _shapes(potential: Potential) -> Params:
 
 def _scale(value: float | list[float]) -> float | np.ndarray:
     return np.array(value) if isinstance(value, list) else value
-
-
-def _by_name(params: Params) -> dict[str, Any]:
-    paths, _ = jax.tree_util.tree_flatten_with_path(params)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
 
 
 def _check_same(file: str, expected: dict[str, Any], found: dict[str, Any], *, where: str) -> None:

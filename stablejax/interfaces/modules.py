@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen, nnx
 
 from stablejax.energy_functions import from_energy
+from stablejax.forms import merged
 from stablejax.potential import Potential
 from stablejax.space import OPEN, Space
 from stablejax.types import Params
@@ -80,11 +81,7 @@ def taken_apart(module: Any) -> tuple[Params, Rebuild]:
         rebuild = unbound.bind
     else:
         params = jax.tree.map(lambda leaf: leaf if _is_trained(leaf) else None, module)
-
-        def rebuild(params):
-            return jax.tree.map(
-                lambda param, leaf: leaf if param is None else param, params, module, is_leaf=lambda leaf: leaf is None
-            )
+        rebuild = lambda params: merged(params, module)  # noqa: E731
 
     if not jax.tree.leaves(params):
         raise ValueError(
