@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from stablejax._imports import imported
 from stablejax.neighbors import NeighborList
 from stablejax.potential import Potential
 from stablejax.types import Array, Float, Key, Position
@@ -181,9 +182,7 @@ def _checked(name: str, potential: Potential, mass, **positive) -> Float[Array, 
 
 def _engine() -> Any:
     """jax-md's integrators, imported where they are needed: that takes seconds and starts the backend."""
-    with jax.ensure_compile_time_eval():  # constants of the module are none of a trace that is under way
-        from jax_md import simulate
-    return simulate
+    return imported("jax_md.simulate")
 
 
 def _shift(position: Position, change: Position, **_: Any) -> Position:

@@ -14,6 +14,7 @@ from stablejax import named
 
 ROOT = Path(__file__).resolve().parents[1] / "stablejax"
 ORDER = (
+    "_imports",
     "types",
     "units",
     "space",

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from stablejax._imports import imported
 from stablejax.space import Pairs, safe_norm
 from stablejax.types import Array, Float, Int
 
@@ -18,9 +19,7 @@ MAX_TILE = 64
 
 def e3nn() -> Any:
     """`e3nn_jax`, imported where it is needed: that takes longer than the import of everything else together."""
-    with jax.ensure_compile_time_eval():  # constants of the module are none of a trace that is under way
-        import e3nn_jax
-    return e3nn_jax
+    return imported("e3nn_jax")
 
 
 def spherical_harmonics(
@@ -35,8 +34,9 @@ def spherical_harmonics(
     """
     length = safe_norm(vector)
     unit = vector / jnp.where(length == 0, 1.0, length)[:, None]
-    degrees = [e3nn().Irrep(degree, (-1) ** degree) for degree in range(max_degree + 1)]
-    found = e3nn().spherical_harmonics(degrees, unit, normalize=False, normalization=normalization)
+    library = e3nn()
+    degrees = [library.Irrep(degree, (-1) ** degree) for degree in range(max_degree + 1)]
+    found = library.spherical_harmonics(degrees, unit, normalize=False, normalization=normalization)
     return [chunk[:, 0, :] for chunk in found.chunks]
 
 
