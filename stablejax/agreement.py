@@ -18,10 +18,7 @@ CORRELATED = 0.8
 NEAR_ONE = 0.3
 """Relative deviation of a slope that errors of a model and of the reference method may cause."""
 RATIOS = {
-    "kcal/mol for eV": 1 / units.KCAL_PER_MOL,
-    "hartree for eV": 1 / units.HARTREE,
-    "kJ/mol for eV": 4.184 / units.KCAL_PER_MOL,
-    "meV for eV": 1000.0,
+    **{f"{name} for eV": 1 / factor for name, factor in units.ENERGY_UNITS.items() if name != "eV"},
     "hartree/bohr for eV/Å": units.BOHR / units.HARTREE,
     "kcal/mol/bohr for eV/Å": units.BOHR / units.KCAL_PER_MOL,
     "bohr for Å": units.BOHR,

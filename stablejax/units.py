@@ -21,6 +21,8 @@ HARTREE = 27.211386245988
 """One hartree in eV."""
 BOHR = 0.529177210903
 """One bohr in Å."""
+ENERGY_UNITS = {"eV": 1.0, "kcal/mol": KCAL_PER_MOL, "hartree": HARTREE, "kJ/mol": KCAL_PER_MOL / 4.184, "meV": 1e-3}
+"""Units of energy in eV, by name."""
 
 
 def thermal_energy(temperature_K: float) -> float:

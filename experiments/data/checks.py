@@ -11,13 +11,7 @@ from experiments.data.entries import shown
 from stablejax import units
 from stablejax.space import Space, periodic
 
-ENERGY_UNITS = {
-    "eV": 1.0,
-    "kcal/mol": units.KCAL_PER_MOL,
-    "hartree": units.HARTREE,
-    "kJ/mol": units.KCAL_PER_MOL / 4.184,
-    "meV": 1e-3,
-}
+ENERGY_UNITS = units.ENERGY_UNITS
 LENGTH_UNITS = {"angstrom": 1.0, "bohr": units.BOHR, "nm": 10.0}
 FORCE_RMS_RANGE = (0.1, 10.0)
 """Root mean square force component of thermal molecules, eV/Å: 1.2 for organic molecules at 500 K."""
@@ -222,8 +216,16 @@ def check_sign(where: str, dataset: Dataset) -> None:
         )
 
 
-def _restoring(position: np.ndarray, force: np.ndarray, space: Space) -> np.ndarray:
-    """Correlation of distance and force along it for each stiff pair of atoms."""
+def stiff_pairs(position: np.ndarray, force: np.ndarray, space: Space) -> tuple[np.ndarray, np.ndarray]:
+    """Distances of pairs of atoms that hardly change them, and the force on the second less that on the first along it.
+
+    Both are [frame, pair].
+
+    Args:
+      position: [frame, atom, 3] Å.
+      force: of these frames, in any unit.
+      space: of the data set.
+    """
     first, second = np.triu_indices(position.shape[1], 1)
     mean, stiff = STIFF_PAIR
     near = nearest_images(position[0, second] - position[0, first], space)
@@ -233,7 +235,12 @@ def _restoring(position: np.ndarray, force: np.ndarray, space: Space) -> np.ndar
     length = np.linalg.norm(vector, axis=-1)
     is_stiff = (length.mean(axis=0) < mean) & (length.std(axis=0) < stiff) & (length.min(axis=0) > 0)
     length, vector = length[:, is_stiff], vector[:, is_stiff]
-    along = ((force[:, second[is_stiff]] - force[:, first[is_stiff]]) * vector).sum(axis=-1) / length
+    return length, ((force[:, second[is_stiff]] - force[:, first[is_stiff]]) * vector).sum(axis=-1) / length
+
+
+def _restoring(position: np.ndarray, force: np.ndarray, space: Space) -> np.ndarray:
+    """Correlation of distance and force along it for each stiff pair of atoms."""
+    length, along = stiff_pairs(position, force, space)
     length, along = length - length.mean(axis=0), along - along.mean(axis=0)
     size = np.sqrt((length**2).sum(axis=0) * (along**2).sum(axis=0))
     return (length * along).sum(axis=0)[size > 0] / size[size > 0]

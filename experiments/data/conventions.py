@@ -8,13 +8,12 @@ from typing import NamedTuple
 import numpy as np
 from ase.data import atomic_masses
 
-from experiments.data.checks import ENERGY_UNITS, STIFF_PAIR
-from experiments.data.dataset import Dataset, nearest_images
+from experiments.data.checks import ENERGY_UNITS, stiff_pairs
+from experiments.data.dataset import Dataset
 from stablejax import units
 
 FRAMES = 2000
 """That a temperature is estimated from, evenly spaced."""
-FRAMES_FOR_PAIRS = 50
 NEAR_TOTAL = 0.1
 """Relative deviation of total energies from those of free atoms, which bind by less."""
 NEAR_TEMPERATURE = 2.0
@@ -63,17 +62,14 @@ def temperature_by_forces(dataset: Dataset) -> float:
     Args:
       dataset: energies and forces in any unit, positions in Å.
     """
-    first, second = _stiff_pairs(dataset)
-    if not len(first):
-        return math.nan
     chosen = slice(None, None, max(1, len(dataset.position) // FRAMES))
     position, force = dataset.position[chosen].astype(float), dataset.force[chosen].astype(float)
-    vector = nearest_images(position[:, second] - position[:, first], dataset.space)
-    length = np.linalg.norm(vector, axis=-1)
-    stretch, along = length - length.mean(axis=0), vector / length[..., None]
-    work = np.sum((force[:, second] - force[:, first]) * along, axis=-1) * stretch
+    length, along = stiff_pairs(position, force, dataset.space)
+    if not length.size:
+        return math.nan
+    stretch = length - length.mean(axis=0)
     divergence = 2 + 4 * stretch / length  # of both ends
-    return float(-work.mean() / divergence.mean() / units.BOLTZMANN_EV_PER_K)
+    return float(-np.mean(along * stretch) / divergence.mean() / units.BOLTZMANN_EV_PER_K)
 
 
 def unit_of(path: str, dataset: Dataset, temperature_K: float | None) -> Found:
@@ -121,15 +117,3 @@ def _by_temperature(by_forces: float, temperature_K: float) -> Found | None:
         if 1 / NEAR_TEMPERATURE < by_forces * factor / temperature_K < NEAR_TEMPERATURE:
             return Found(unit, f"its forces belong to {by_forces * factor:.0f} K in this unit")
     return None
-
-
-def _stiff_pairs(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of atoms that hardly change their distance."""
-    first, second = np.triu_indices(len(dataset.species), k=1)
-    some = dataset.position[:: max(1, len(dataset.position) // FRAMES_FOR_PAIRS)].astype(float)
-    mean, square = np.zeros(len(first)), np.zeros(len(first))
-    for frame in some:
-        length = np.linalg.norm(nearest_images(frame[second] - frame[first], dataset.space), axis=-1)
-        mean, square = mean + length / len(some), square + length**2 / len(some)
-    is_stiff = (mean < STIFF_PAIR[0]) & (square - mean**2 < STIFF_PAIR[1] ** 2)
-    return first[is_stiff], second[is_stiff]

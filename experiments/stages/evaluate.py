@@ -62,9 +62,7 @@ class Evaluation(NamedTuple):
     is_finite: np.ndarray  # [replica] False: stopped before a state that was not finite
     horizon_ps: np.ndarray  # [] longest simulation of a replica
     averages: Averages  # of all stable frames
-    early: (
-        Averages  # of each replica up to the chunk that it failed in in an earlier evaluation; of all if there is none
-    )
+    early: Averages  # of each replica up to the chunk that it failed in in an earlier evaluation, if there is one
     energy_mae: np.ndarray  # [] eV, held-out frames
     force_mae: np.ndarray  # [] eV/Å
 
