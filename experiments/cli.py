@@ -30,6 +30,8 @@ RENAMED = {
     "stable.trust_blocks": "stable.jackknife_blocks",
 }
 """Fields of configs by their former names, which command lines and files may still use."""
+SWITCHES = ("dry_run", "nodry_run")
+"""Options without a value."""
 HELP = ("--help", "-help", "-h", "--helpshort", "--helpfull")
 
 
@@ -152,7 +154,7 @@ def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
 
 
 def with_data(argv: list[str]) -> list[str]:
-    """The arguments with that of a file, which is no option, as `--config.data.path`.
+    """The arguments with that of a file, which is no option, as `--config.data.path`; options as NAME=VALUE.
 
     Args:
       argv: the program and its arguments.
@@ -160,10 +162,19 @@ def with_data(argv: list[str]) -> list[str]:
     Raises:
       ValueError: there are several.
     """
-    files_given = [one for one in argv[1:] if not one.startswith("-")]
-    if len(files_given) > 1:
-        raise ValueError(f"expected one file, or several as A,B, got {' '.join(files_given)}.")
-    return [*(one for one in argv if one not in files_given), *(f"--config.data.path={one}" for one in files_given)]
+    found, others, arguments = [], argv[:1], argv[1:]
+    while arguments:
+        argument, *arguments = arguments
+        if not argument.startswith("-"):
+            found.append(argument)
+            continue
+        takes_next = "=" not in argument and argument.lstrip("-") not in SWITCHES
+        if takes_next and arguments and not arguments[0].startswith("-"):
+            argument, *arguments = f"{argument}={arguments[0]}", *arguments[1:]
+        others.append(argument)
+    if len(found) > 1:
+        raise ValueError(f"expected one file, or several as A,B, got {' '.join(found)}.")
+    return [*others, *(f"--config.data.path={one}" for one in found)]
 
 
 def given_fields(argv: list[str]) -> dict[str, str]:

@@ -174,3 +174,17 @@ def test_a_file_is_an_argument_and_what_is_open_is_asked_for(tmp_path):
     ):
         done = run(*arguments)
         assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith(message), done.stderr
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["mine.xyz", "--dry_run", "--minutes=3", "--config.seed=-1"],
+        ["--dry_run", "mine.xyz", "--minutes", "3", "--config.seed=-1"],
+        ["--minutes", "3", "--config.seed=-1", "--dry_run", "mine.xyz"],
+    ],
+)
+def test_the_value_of_an_option_is_no_file(argv):
+    expected = {"--dry_run", "--minutes=3", "--config.seed=-1", "--config.data.path=mine.xyz"}
+    found = cli.with_data(["program", *argv])
+    assert (found[0], set(found[1:]), len(found)) == ("program", expected, 5)
